@@ -1,0 +1,67 @@
+# `make` alone prints what there is. Needed: Go, git and make; the rest is pinned in tools/go.mod and built when it is first used.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# Nothing here needs a C compiler but the race detector, which switches this on for itself.
+export CGO_ENABLED := 0
+
+# The nearest tag, without its v; a build from sources without tags is 0.0.0-dev.
+VERSION ?= $(patsubst v%,%,$(shell git describe --tags --match 'v*' --dirty 2>/dev/null || echo 0.0.0-dev))
+COMMIT  ?= $(shell git describe --always --exclude '*' --abbrev=12 --dirty 2>/dev/null || echo unknown)
+
+# What to work on, for test, race, lint and fuzz: `make test MODULES=. PKGS=./broker/...`
+MODULES  ?= . $(patsubst %/go.mod,%,$(wildcard test/*/go.mod examples/*/go.mod))
+PKGS     ?= ./...
+FUZZTIME ?= 30s
+BENCH    ?= .
+export MODULES PKGS FUZZTIME BENCH
+
+COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
+BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
+GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+
+.PHONY: help build demo test race lint fmt generate check-generate bench fuzz cross clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build bin/credential-broker and bin/backends/credential-backend-*
+	$(if $(filter-out $(BACKENDS),$(COMMANDS)),@$(GO_BUILD) -o bin/ $(filter-out $(BACKENDS),$(COMMANDS)))
+	$(if $(BACKENDS),@$(GO_BUILD) -o bin/backends/ $(BACKENDS))
+	@echo "built in bin/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
+
+demo: build ## See it work: a private registry, three backends, one pull (no root needed)
+	@cd test/demo && go run .
+
+test: build ## Run every test, of this module, those below test/ and the examples (MODULES=, PKGS=)
+	@tools/test.sh
+
+race: build ## Run the tests under the race detector, save those that need the kubelet's code (MODULES=, PKGS=)
+	@tools/test.sh -race
+
+lint: ## Check formatting, vet, golangci-lint, buf, go.mod files and paths of one machine (MODULES=, PKGS=)
+	@tools/lint.sh
+
+fmt: ## Format the Go code as `make lint` wants it
+	@go tool -modfile=tools/go.mod golangci-lint fmt
+
+generate: ## Generate the protocol's Go code from proto/
+	@tools/generate.sh
+
+check-generate: ## Check that generating again changes nothing
+	@tools/generate.sh --check
+
+bench: ## Run the benchmarks: of functions, and of whole processes against their peers (BENCH=)
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKGS)
+	@cd test/kubelet && go run ./cost
+
+fuzz: ## Fuzz every target for FUZZTIME (30s) each and print a table (MODULES=, PKGS=)
+	@tools/fuzz.sh
+
+cross: ## Build, and vet with the tests, for every supported platform
+	@tools/cross.sh
+
+clean: ## Remove what was built
+	rm -rf bin dist

@@ -1,0 +1,231 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
+)
+
+// Configure hands over the settings of the Spec. It returns every problem that the backend has with them, or the one reason for which it could not be asked; nil if all is well.
+func (p *Process) Configure(ctx context.Context) []*Error {
+	settings := p.spec.Settings
+	if len(settings) == 0 {
+		settings = []byte("{}")
+	}
+	response, err := p.rpc.Configure(ctx, &backendv1.ConfigureRequest{Settings: settings, Provider: p.spec.Provider})
+	if err != nil {
+		return []*Error{p.callError(ctx, "configure", err)}
+	}
+	const most = 100
+	var problems []*Error
+	for _, problem := range response.GetErrors()[:min(most, len(response.GetErrors()))] {
+		e := p.backendError(problem)
+		e.Kind = backendv1.Error_KIND_MISCONFIGURED
+		problems = append(problems, e)
+	}
+	return problems
+}
+
+// GetCredentials asks for the credentials of one image; the request's deadline is set from ctx. An answer is returned only if it keeps the protocol's rules. The
+// error is an *Error. What passes through it is kept out of the log and of errors.
+func (p *Process) GetCredentials(ctx context.Context, request *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
+	p.Redact(request.GetServiceAccountToken())
+	if deadline, ok := ctx.Deadline(); ok {
+		request.Deadline = timestamppb.New(deadline)
+	}
+	response, err := p.rpc.GetCredentials(ctx, request)
+	if err != nil {
+		return nil, p.callError(ctx, "answer", err)
+	}
+	if why := p.judge(response); why != nil {
+		return nil, why
+	}
+	return response, nil
+}
+
+// judge holds an answer against the protocol's rules, and keeps its passwords out of the log.
+func (p *Process) judge(response *backendv1.GetCredentialsResponse) *Error {
+	credentials := response.GetCredentials()
+	if len(credentials) > backendv1.MaxCredentials {
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer has %d credentials, at most %d are taken", len(credentials), backendv1.MaxCredentials)
+	}
+	for _, c := range credentials {
+		p.output.secrets.addLogin(c.GetUsername(), c.GetPassword())
+	}
+	if response.GetError() != nil {
+		return p.backendError(response.GetError())
+	}
+	for i, c := range credentials {
+		if c.GetExpires() != nil && c.GetExpires().CheckValid() != nil {
+			return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer: credentials[%d]: expires is no time", i)
+		}
+	}
+	if d := response.GetCacheDuration(); d != nil && (d.CheckValid() != nil || d.AsDuration() < 0) {
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer: cache_duration is negative or no duration")
+	}
+	return nil
+}
+
+// ErrNothingToCheck is Check's where the backend has no check after all.
+var ErrNothingToCheck = errors.New("the backend has nothing to check")
+
+// Check asks the backend whether it could do its job now; the error says why not. It must be asked only if Describe names backendv1.Feature_FEATURE_CHECK. The
+// error is ErrNothingToCheck or an *Error.
+func (p *Process) Check(ctx context.Context, request *backendv1.CheckRequest) error {
+	p.Redact(request.GetServiceAccountToken())
+	response, err := p.rpc.Check(ctx, request)
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return ErrNothingToCheck
+	case err != nil:
+		return p.callError(ctx, "check itself", err)
+	case response.GetError() != nil:
+		return p.backendError(response.GetError())
+	}
+	return nil
+}
+
+// Describe asks what the backend is and can. It needs no Configure. The error is an *Error.
+func (p *Process) Describe(ctx context.Context) (*backendv1.DescribeResponse, error) {
+	response, err := p.rpc.Describe(ctx, &backendv1.DescribeRequest{})
+	if err != nil {
+		return nil, p.callError(ctx, "describe itself", err)
+	}
+	response.Name, response.Version = clean(response.GetName(), 100), clean(response.GetVersion(), 100)
+	return response, nil
+}
+
+// backendError is a failure that the backend reports, made fit for a message.
+func (p *Process) backendError(e *backendv1.Error) *Error {
+	kind := e.GetKind()
+	switch kind {
+	case backendv1.Error_KIND_REFUSED, backendv1.Error_KIND_MISCONFIGURED:
+	default:
+		kind = backendv1.Error_KIND_UNAVAILABLE
+	}
+	message := p.text(e.GetMessage())
+	if message == "" {
+		message = "the backend gives no reason"
+	}
+	return &Error{Kind: kind, Field: clean(e.GetField(), 200), Err: errors.New(message)}
+}
+
+// text is what a backend says, for a message: one bounded line without the secrets that are known.
+func (p *Process) text(s string) string {
+	cut := len(s) > maxErrorBytes
+	// Cut first, so that little is searched, and cleaned last, since that changes what a secret looks like.
+	said := clean(p.output.secrets.redact(s[:min(len(s), maxErrorBytes)], cut), maxErrorBytes)
+	if cut && !strings.HasSuffix(said, "…") {
+		said += "…"
+	}
+	return said
+}
+
+// callError says why a call did not come back with an answer.
+func (p *Process) callError(ctx context.Context, doing string, err error) *Error {
+	s, _ := status.FromError(err)
+	switch s.Code() { //nolint:exhaustive // the others say nothing about the backend's end
+	case codes.DeadlineExceeded: // gRPC tells the backend the deadline, and its side may notice first
+		awaitEnd(ctx, ownExitGrace)
+	case codes.Unavailable, codes.Canceled: // the connection is gone, and so is the backend, or it will be in a moment
+		p.child.await(ownExitGrace)
+	}
+	if ctx.Err() != nil {
+		return timeError(ctx, doing, p.lastWords())
+	}
+	if why := p.reason(doing); why != nil {
+		return why
+	}
+	switch s.Code() {
+	case codes.ResourceExhausted:
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer is larger than %d bytes, or it says so: %s", backendv1.MaxMessageBytes, p.text(s.Message()))
+	case codes.Unimplemented:
+		return errorf(backendv1.Error_KIND_MISCONFIGURED, "the backend cannot %s: it does not serve version %d of the backend protocol: %s", doing, backendv1.ProtocolVersion, p.text(s.Message()))
+	default:
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend broke when asked to %s: %s: %s", doing, s.Code(), p.text(s.Message()))
+	}
+}
+
+func awaitEnd(ctx context.Context, atMost time.Duration) {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// startError says why a backend could not be started.
+func (p *Process) startError(ctx context.Context, err error) *Error {
+	if ctx.Err() == nil {
+		p.child.awaitOwnExit()
+	}
+	if why := p.reason("start"); why != nil {
+		return why
+	}
+	inTime := ctx.Err() == nil
+	p.child.kill()
+	p.child.await(exitGrace)
+	var marked *Error
+	switch {
+	case !inTime:
+		return timeError(ctx, "start", p.lastWords())
+	case errors.As(err, &marked):
+		return marked
+	case p.child.cmd == nil: // it never came to a process: the directory for its socket
+		return systemError(fmt.Errorf("make the directory of the backend's socket: %w", err))
+	case !p.child.hasGreeted():
+		return errorf(backendv1.Error_KIND_MISCONFIGURED, "the backend closed its standard output without a go-plugin handshake: this is no backend%s", p.lastWords())
+	}
+	return errorf(backendv1.Error_KIND_UNAVAILABLE, "connect to the backend: %s%s", p.text(err.Error()), p.lastWords())
+}
+
+// reason is what is known of a backend that broke: why this side refused it, or how it ended.
+func (p *Process) reason(doing string) *Error {
+	p.child.mu.Lock()
+	refusal := p.child.refusal
+	p.child.mu.Unlock()
+	if why, ok := errors.AsType[*Error](refusal); ok {
+		return why
+	}
+	if ended := p.child.ended(); ended != "" {
+		before := "before it was ready"
+		if doing != "start" {
+			before = "when asked to " + doing
+		}
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend %s %s%s", ended, before, p.lastWords())
+	}
+	return nil
+}
+
+func (p *Process) lastWords() string {
+	if words := p.output.lastWords(); words != "" {
+		return "; its last words: " + words
+	}
+	return "; it printed nothing"
+}
+
+// timeError is for a context that ended before the backend had done what it was asked.
+func timeError(ctx context.Context, doing, lastWords string) *Error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Err: &because{fmt.Sprintf("the backend did not %s in time%s", doing, lastWords), ctx.Err()}}
+	}
+	return &Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Err: &because{fmt.Sprintf("given up before the backend could %s%s", doing, lastWords), ctx.Err()}}
+}
+
+// because is an error with a text of its own.
+type because struct {
+	text string
+	err  error
+}
+
+func (b *because) Error() string { return b.text }
+func (b *because) Unwrap() error { return b.err }

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs the tests of the modules in $MODULES (`make test` and `make race` name them), one module after the other, and prints a table at
+# the end. Nothing is taken from Go's test cache: tests drive executables that the cache knows nothing of.
+#
+# What could not run is never silent: a skipped test, and a test that logs "NOT RUN: why", are counted and named. If $COUNTS
+# names a file, "module passed failed skipped" is appended to it for each module, and "- what could not run" for each of those.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+
+race=
+if [ "${1:-}" = -race ]; then
+  race=1
+  export CGO_ENABLED=1
+  tools/compiler.sh
+fi
+
+# Modules that need the kubelet's code take minutes to compile; under the race detector, where none of that code is ours, they are left out.
+heavy() { grep -q '^[[:space:]]*\(require \)\?k8s.io/kubernetes ' "$1/go.mod"; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+go tool -modfile=tools/go.mod gotestsum --version >/dev/null # so that building it counts as nobody's test time
+
+# Lines of the table: module, passed, failed, skipped, seconds.
+table=()
+missed=()
+status=0
+for module in $MODULES; do
+  if [ -z "$(find "$module" -name '*_test.go' -not -path './test/*' -print -quit 2>/dev/null)" ]; then
+    echo "── $module: a program without tests of its own"
+    continue
+  fi
+  if heavy "$module"; then
+    if [ -n "$race" ]; then
+      echo "── $module: left out, the race detector would compile the whole kubelet"
+      continue
+    fi
+    echo "── $module: compiles the kubelet's own code: about 9 minutes on two cores the first time, seconds afterwards"
+  else
+    echo "── $module"
+  fi
+
+  events=$work/events.json
+  : >"$events"
+  start=$SECONDS
+  code=0
+  # Instrumented programs are several times slower; one package at a time leaves those that must end within a second the processor to do so.
+  (cd "$module" && go tool -modfile="$root/tools/go.mod" gotestsum --format pkgname --format-hide-empty-pkg --jsonfile "$events" -- \
+    -count=1 -timeout 30m ${race:+-race -p=1} ${TESTFLAGS:-} $PKGS) || code=$?
+
+  # One line for each event; quotes inside of a test's output are escaped, so these patterns match events only.
+  passed=$(grep -c '"Action":"pass".*"Test":"' "$events" || true)
+  failed=$(grep -c '"Action":"fail".*"Test":"' "$events" || true)
+  skipped=$(grep -c '"Action":"skip".*"Test":"' "$events" || true)
+  while IFS= read -r line; do
+    missed+=("$line")
+  done < <(sed -nE '/"Action":"skip".*"Test":"/ s/.*"Package":"([^"]*)","Test":"([^"]*)".*/\1 \2: skipped/p
+    /"Output":"[^"]*NOT RUN: / s/.*"Package":"([^"]*)".*NOT RUN: ([^"]*)\\n.*/\1: \2/p' "$events")
+  skipped=$((skipped + $(grep -c '"Output":"[^"]*NOT RUN: ' "$events" || true)))
+  if [ "$code" -ne 0 ]; then
+    status=1
+    if [ "$failed" -eq 0 ]; then failed=1; fi # did not compile
+  fi
+  table+=("$module $passed $failed $skipped $((SECONDS - start))")
+  if [ -n "${COUNTS:-}" ]; then echo "$module $passed $failed $skipped" >>"$COUNTS"; fi
+done
+
+echo
+printf '%-20s %8s %8s %8s %9s\n' module passed failed skipped seconds
+for line in ${table[@]+"${table[@]}"}; do
+  # shellcheck disable=SC2086 # five words
+  printf '%-20s %8s %8s %8s %9s\n' $line
+done
+for line in ${missed[@]+"${missed[@]}"}; do
+  echo "NOT RUN: $line"
+  if [ -n "${COUNTS:-}" ]; then echo "- $line" >>"$COUNTS"; fi
+done
+exit "$status"
