@@ -37,6 +37,7 @@ type child struct {
 	dir string // where the backend makes its socket; no other backend's
 
 	lifeline  *os.File       // writing end, open for as long as the backend may live
+	tap       *tap           // on its standard error
 	handshake *io.PipeWriter // to go-plugin
 	greeting  *io.PipeReader // go-plugin's end
 	exited    chan struct{}  // closed when the process has been reaped, or never came to be
@@ -113,6 +114,7 @@ func (c *child) pipes() (f files, err error) {
 func (c *child) own(f files, started chan<- error) {
 	defer keepThread()()
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = f.stdin, f.stdoutWrite, f.stderrWrite
+	c.tap = &tap{from: f.stderr, to: c.stderr}
 	c.mu.Lock()
 	err := context.Canceled
 	if !c.killed {
@@ -186,14 +188,13 @@ func systemError(err error) *Error {
 // drain reads the backend's output until it ends, so that a backend that prints a lot never waits for this side.
 func (c *child) drain(f files) {
 	defer close(c.drained)
-	stdout, stderr := c.stdout, c.stderr
 	errDone := make(chan struct{})
 	go func() {
 		defer close(errDone)
-		_, _ = io.CopyBuffer(stderr, onlyReader{f.stderr}, make([]byte, 8<<10))
+		c.tap.run()
 		_ = f.stderr.Close()
 	}()
-	greeter := &greeter{child: c, rest: stdout}
+	greeter := &greeter{child: c, rest: c.stdout}
 	lines := &splitter{emit: greeter.line}
 	_, _ = io.CopyBuffer(writerFunc(func(b []byte) (int, error) { greeter.count(len(b)); return lines.Write(b) }), onlyReader{f.stdout}, make([]byte, 8<<10))
 	lines.end()
@@ -252,6 +253,13 @@ func (c *child) await(atMost time.Duration) {
 		case <-timer.C:
 			return
 		}
+	}
+}
+
+// catchUp has what the backend has printed until now on its standard error, where package backends and most others print, read without waiting for the backend's end.
+func (c *child) catchUp() {
+	if c.pid() != 0 {
+		c.tap.catchUp()
 	}
 }
 

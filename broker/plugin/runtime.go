@@ -74,7 +74,7 @@ func lookUpVariable(environ []string, name string) string {
 // closeTimeout bounds Close, whatever goes on in the directory: the kubelet waits for the broker's end.
 const closeTimeout = time.Second
 
-// Close kills the backends that still run, logs what has been read of their output, and removes the directory. No backend can be started after it. It does not wait for
+// Close kills the backends that still run, logs what they have printed, and removes the directory. No backend can be started after it. It does not wait for
 // the backends to be gone: a process that has been sent SIGKILL does nothing any more, and to take down its memory keeps the system busy for milliseconds. Nor does it reap them, which
 // the system's first process does; only where that is the broker's own parent, a kubelet alone in a container, it waits, lest a dead process be left for each pull.
 func (rt *Runtime) Close() error {
@@ -96,6 +96,7 @@ func (rt *Runtime) Close() error {
 			case <-ctx.Done():
 			}
 		}
+		p.child.catchUp()
 		p.log()
 	}
 	removed := make(chan error, 1)
