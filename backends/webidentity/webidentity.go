@@ -1,0 +1,32 @@
+// Package webidentity has the ways in which a workload or node proves who it is without a stored secret: each gives an identity token (an OIDC JWT) that a cloud
+// exchanges for credentials of its own. It is shared by the cloud backends and knows none of them: what a token is exchanged for, and how long that is kept, is
+// theirs. Nor does it verify signatures: whoever takes the token does.
+package webidentity
+
+import (
+	"context"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// Source is where identity tokens come from. Its methods are called from many goroutines at once.
+type Source interface {
+	// Token gets a token that is valid now. Nothing is kept: each call asks anew. Errors say what was asked and what to do, never what was answered; their kind is
+	// Refused, Unavailable or that of InvalidConfig.
+	Token(ctx context.Context) (Token, error)
+	// String names the source for messages: "file /run/token", "Google's metadata server".
+	String() string
+}
+
+// Token is an identity token.
+type Token struct {
+	Value backends.Secret
+	// Expires is zero where the token does not tell.
+	Expires time.Time
+}
+
+// New makes the source that c names; c has passed Validate. It neither reads nor connects. An audience in c replaces defaultAudience.
+func New(c Config, defaultAudience string) (Source, error) {
+	return newSource(c, defaultAudience, realWorld())
+}
