@@ -1,0 +1,190 @@
+package ecr
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecr"
+	"github.com/aws/aws-sdk-go-v2/service/ecr/types"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// Check finds out who asks (GetCallerIdentity), whether that identity gets a token, and, for a private image, whether it may pull it. The error names the policy statement that is missing. It changes
+// nothing: what only a pull can show, such as the import of a pull-through cache, is logged as what the policy needs.
+func (b *Backend) Check(ctx context.Context, req backends.Request) error {
+	ctx, cancel := withinBudget(ctx)
+	defer cancel()
+	reg, ok := parseHost(req.Image, b.cfg.RegistrySuffixes)
+	switch {
+	case req.Image == "":
+		reg = registry{region: homeRegion()}
+	case !ok:
+		return backends.Refused(fmt.Errorf("%q is no registry of Amazon's that is known here: its domain can be named in registrySuffixes, if it is one", cut(req.Image.Host())))
+	case reg.public && b.cfg.Public == PublicAnonymous:
+		return nil
+	}
+	who, err := b.who(req, reg)
+	if err == nil {
+		err = b.check(ctx, who, req.Image, reg)
+	}
+	if err != nil && reg.public && b.cfg.Public == PublicAnonymousFallback && anonymousWillDo(err) {
+		slog.WarnContext(ctx, "no token for ECR Public: images are pulled anonymously, at the lower rate limit", "reason", err.Error())
+		return nil
+	}
+	return err
+}
+
+// homeRegion is where to ask who one is, if no image tells a region.
+func homeRegion() string {
+	for _, name := range []string{"AWS_REGION", "AWS_DEFAULT_REGION"} {
+		if region := os.Getenv(name); validRegion(region) {
+			return region
+		}
+	}
+	return publicRegion
+}
+
+func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg registry) error {
+	s, err := b.sessions.get(ctx, reg)
+	if err != nil {
+		return err
+	}
+	provider, err := s.provider(ctx, who)
+	if err != nil {
+		return err
+	}
+	call := newCall(ctx, s.retryer)
+	me, err := s.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}, func(o *sts.Options) { o.Credentials, o.Retryer = provider, call })
+	if err != nil {
+		return call.explain(err, "ask who this is", func(cause, error) string { return "" })
+	}
+	arn := aws.ToString(me.Arn)
+	slog.InfoContext(ctx, "asking AWS as", "arn", arn)
+	if image == "" {
+		return nil
+	}
+	if _, err := s.authorizationToken(ctx, provider, reg); err != nil {
+		if e, ok := errors.AsType[*callError](err); ok && e.cause == causeDenied {
+			needed := []string{"ecr:GetAuthorizationToken"}
+			if reg.public {
+				needed = []string{"ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"}
+			}
+			return e.cause.kind()(&callError{e.cause, fmt.Sprintf("%s: the policy of %s lacks %s", e.text, arn, statement("*", needed...))})
+		}
+		return err
+	}
+	if reg.public {
+		return nil
+	}
+	return s.checkRepository(ctx, provider, reg, arn, image.Path())
+}
+
+// statement is what to add to a policy.
+func statement(resource string, actions ...string) string {
+	b, _ := json.Marshal(struct {
+		Effect   string
+		Action   []string
+		Resource string
+	}{"Allow", actions, resource})
+	return string(b)
+}
+
+// noSuchLayer is a digest that no layer has.
+const noSuchLayer = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+
+// checkRepository asks for an image and a layer that are not there: whoever may not pull is told so, and others that there are none.
+func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvider, reg registry, me, repository string) error {
+	const doing = "see whether the image may be pulled"
+	partition := "aws"
+	if parts := strings.SplitN(me, ":", 3); len(parts) == 3 {
+		partition = parts[1]
+	}
+	resource := fmt.Sprintf("arn:%s:ecr:%s:%s:repository/%s", partition, reg.region, reg.account, repository)
+	var missing []string
+	ask := func(action string, ask func(*ecr.Client) error) error {
+		call := newCall(ctx, s.retryer)
+		api, err := s.api(as, reg, call)
+		if err != nil {
+			return err
+		}
+		err = ask(api)
+		var gone *types.RepositoryNotFoundException
+		switch {
+		case err == nil, isNotThere(err):
+			return nil
+		case errors.As(err, &gone):
+			return err
+		case causeOf(err) == causeDenied:
+			missing = append(missing, action)
+			return nil
+		}
+		return call.explain(err, doing, func(cause, error) string { return "" })
+	}
+	err := ask("ecr:BatchGetImage", func(api *ecr.Client) error {
+		_, err := api.BatchGetImage(ctx, &ecr.BatchGetImageInput{RegistryId: &reg.account, RepositoryName: &repository, ImageIds: []types.ImageIdentifier{{ImageDigest: aws.String(noSuchLayer)}}})
+		return err
+	})
+	if err == nil {
+		err = ask("ecr:GetDownloadUrlForLayer", func(api *ecr.Client) error {
+			_, err := api.GetDownloadUrlForLayer(ctx, &ecr.GetDownloadUrlForLayerInput{RegistryId: &reg.account, RepositoryName: &repository, LayerDigest: aws.String(noSuchLayer)})
+			return err
+		})
+	}
+	var gone *types.RepositoryNotFoundException
+	absent := errors.As(err, &gone)
+	if err != nil && !absent {
+		return err
+	}
+	rule, known := s.pullThroughRule(ctx, as, reg, repository)
+	cached := statement(resource, "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:BatchImportUpstreamImage", "ecr:CreateRepository")
+	switch {
+	case len(missing) > 0:
+		return backends.Refused(fmt.Errorf("%s: %s may not: its policy, and the repository's if that is in another account, must allow %s", doing, me, statement(resource, missing...)))
+	case absent && rule != "":
+		slog.InfoContext(ctx, "the repository will be made by the first pull through the cache, if the policy allows it", "rule", rule, "needed", cached)
+		return nil
+	case absent && !known:
+		return backends.Refused(fmt.Errorf("%s: there is no repository %s: if it is to come from a pull-through cache, the policy must allow %s", doing, cut(repository), cached))
+	case absent:
+		return backends.Refused(fmt.Errorf("%s: there is no repository %s in %s, and no pull-through cache rule for it", doing, cut(repository), reg))
+	case rule != "":
+		slog.InfoContext(ctx, "the repository belongs to a pull-through cache; new images need more than pulling", "rule", rule, "needed", cached)
+	}
+	return nil
+}
+
+// isNotThere reports answers that only those get who may ask.
+func isNotThere(err error) bool {
+	api, ok := errors.AsType[smithy.APIError](err)
+	return ok && (api.ErrorCode() == "LayersNotFoundException" || api.ErrorCode() == "ImageNotFoundException" || api.ErrorCode() == "LayerInaccessibleException")
+}
+
+// pullThroughRule is the prefix of the cache rule that the repository falls under; known: the rules could be read.
+func (s *session) pullThroughRule(ctx context.Context, as aws.CredentialsProvider, reg registry, repository string) (prefix string, known bool) {
+	api, err := s.api(as, reg, newCall(ctx, s.retryer))
+	if err != nil {
+		return "", false
+	}
+	rules := ecr.NewDescribePullThroughCacheRulesPaginator(api, &ecr.DescribePullThroughCacheRulesInput{RegistryId: &reg.account})
+	for rules.HasMorePages() {
+		page, err := rules.NextPage(ctx)
+		if err != nil {
+			return "", false
+		}
+		for _, rule := range page.PullThroughCacheRules {
+			if p := aws.ToString(rule.EcrRepositoryPrefix); p == "ROOT" || p != "" && strings.HasPrefix(repository, p+"/") {
+				return p, true
+			}
+		}
+	}
+	return "", true
+}

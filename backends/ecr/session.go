@@ -1,0 +1,258 @@
+package ecr
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	"github.com/aws/aws-sdk-go-v2/service/ecr"
+	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/logging"
+
+	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
+)
+
+// defaultAudience is the one that IAM's OIDC providers are made for.
+const defaultAudience = "sts.amazonaws.com"
+
+// session is what the SDK makes of settings and environment, for one region of STS.
+type session struct {
+	cfg     aws.Config
+	sts     *sts.Client
+	base    aws.CredentialsProvider // of the SDK's default chain
+	web     webidentity.Source      // nil: base is used
+	tried   tried
+	retryer aws.RetryerV2
+	own     *Config
+}
+
+// sessions are made when they are first needed, and kept: they hold the credentials of the default chain and the connections.
+type sessions struct {
+	own    *Config
+	client *awshttp.BuildableClient
+	web    webidentity.Source
+	// The client's rate is adapted over all calls.
+	retryer aws.RetryerV2
+
+	mu   sync.Mutex
+	made map[sessionKey]*session
+}
+
+type sessionKey struct{ region, suffix string }
+
+func newSessions(c *Config) (*sessions, error) {
+	s := &sessions{own: c, retryer: newRetryer(), made: map[sessionKey]*session{}}
+	if !c.WebIdentity.IsZero() {
+		web, err := webidentity.New(c.WebIdentity, defaultAudience)
+		if err != nil {
+			return nil, err
+		}
+		s.web = web
+	}
+	s.client = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.TLSClientConfig.MinVersion = tls.VersionTLS12
+		if c.Proxy != "" {
+			proxy, _ := url.Parse(string(c.Proxy)) // validated
+			t.Proxy = http.ProxyURL(proxy)
+		}
+	})
+	return s, nil
+}
+
+func (all *sessions) get(ctx context.Context, reg registry) (*session, error) {
+	key := sessionKey{all.own.stsRegion(reg), reg.suffix}
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if s := all.made[key]; s != nil {
+		return s, nil
+	}
+	s, err := all.make(ctx, key)
+	if err == nil {
+		all.made[key] = s
+	}
+	return s, err
+}
+
+// make reads the environment and the shared configuration files. Nothing is sent yet.
+func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error) {
+	c := all.own
+	s := &session{web: all.web, retryer: all.retryer, own: c}
+	instance := &lazyIMDS{cfg: &s.cfg}
+	options := []func(*config.LoadOptions) error{
+		config.WithRegion(key.region),
+		config.WithHTTPClient(all.client),
+		config.WithRetryer(func() aws.Retryer { return all.retryer }),
+		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = instance }),
+		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = metadataClient(), metadataRetryer() }),
+		// The SDK's own warnings may quote answers.
+		config.WithLogger(logging.Nop{}),
+	}
+	if c.Profile != "" {
+		options = append(options, config.WithSharedConfigProfile(c.Profile))
+	}
+	cfg, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return nil, backends.InvalidConfig("", "load the AWS configuration: %w", spoken(err))
+	}
+	s.cfg = cfg
+	s.base = cfg.Credentials
+	s.tried = whatIsTried(cfg, c.Profile)
+	if s.tried.process != nil {
+		s.base = s.processCredentials(s.tried.process)
+	}
+	s.sts = sts.NewFromConfig(cfg, func(o *sts.Options) {
+		switch {
+		case c.STSEndpoint != "":
+			o.BaseEndpoint = &c.STSEndpoint
+		case key.suffix != "" && o.BaseEndpoint == nil:
+			o.BaseEndpoint = aws.String("https://sts." + key.region + "." + key.suffix)
+		}
+		if o.BaseEndpoint != nil {
+			o.EndpointOptions.UseFIPSEndpoint, o.EndpointOptions.UseDualStackEndpoint = aws.FIPSEndpointStateDisabled, aws.DualStackEndpointStateDisabled
+		}
+	})
+	return s, nil
+}
+
+// api is a client for the ECR API at the endpoint of the registry's kind.
+func (s *session) api(as aws.CredentialsProvider, reg registry, call *call) (*ecr.Client, error) {
+	var problem error
+	client := ecr.NewFromConfig(s.cfg, func(o *ecr.Options) {
+		o.Region, o.Credentials, o.Retryer = reg.region, as, call
+		switch {
+		case s.own.Endpoint != "":
+			o.BaseEndpoint = &s.own.Endpoint
+		case reg.suffix != "" && o.BaseEndpoint == nil:
+			o.BaseEndpoint = aws.String("https://api.ecr." + reg.region + "." + reg.suffix)
+		}
+		kind := &o.EndpointOptions
+		if o.BaseEndpoint != nil { // used as it is; the SDK refuses kinds together with an endpoint
+			kind.UseFIPSEndpoint, kind.UseDualStackEndpoint = aws.FIPSEndpointStateDisabled, aws.DualStackEndpointStateDisabled
+			return
+		}
+		if reg.fips {
+			kind.UseFIPSEndpoint = aws.FIPSEndpointStateEnabled
+		}
+		if reg.dualStack {
+			kind.UseDualStackEndpoint = aws.DualStackEndpointStateEnabled
+		}
+		if kind.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled && !documentsFIPS(reg.region) {
+			problem = backends.InvalidConfig("endpoint", "AWS documents no FIPS endpoint of ECR for %s (it does for %q): use the registry's name without -fips and AWS_USE_FIPS_ENDPOINT unset, or name the endpoint here", reg.region, fipsRegions)
+		}
+	})
+	return client, problem
+}
+
+// publicAPI is a client for the API of ECR Public.
+func (s *session) publicAPI(as aws.CredentialsProvider, reg registry, call *call) *ecrpublic.Client {
+	return ecrpublic.NewFromConfig(s.cfg, func(o *ecrpublic.Options) {
+		o.Region, o.Credentials, o.Retryer = reg.region, as, call
+		kind := &o.EndpointOptions
+		// There is no FIPS endpoint of ECR Public.
+		kind.UseFIPSEndpoint = aws.FIPSEndpointStateDisabled
+		switch {
+		case o.BaseEndpoint != nil:
+			kind.UseDualStackEndpoint = aws.DualStackEndpointStateDisabled
+		case reg.dualStack:
+			kind.UseDualStackEndpoint = aws.DualStackEndpointStateEnabled
+		}
+	})
+}
+
+// tried is what the SDK's default chain looks at, for the message when it finds nothing.
+type tried struct {
+	env    config.EnvConfig
+	shared config.SharedConfig
+	// process is the profile whose credential_process would be run; nil if none would.
+	process *config.SharedConfig
+}
+
+func whatIsTried(cfg aws.Config, profile string) tried {
+	var t tried
+	for _, source := range cfg.ConfigSources {
+		switch source := source.(type) {
+		case config.EnvConfig:
+			t.env = source
+		case config.SharedConfig:
+			t.shared = source
+		}
+	}
+	// As the SDK chooses (config/resolve_credentials.go): an explicit profile wins over the environment.
+	if profile == "" && (t.env.Credentials.HasKeys() || t.env.WebIdentityTokenFilePath != "") {
+		return t
+	}
+	innermost := &t.shared
+	for innermost.Source != nil {
+		innermost = innermost.Source
+	}
+	if innermost.CredentialProcess != "" && !innermost.Credentials.HasKeys() && innermost.CredentialSource == "" && innermost.WebIdentityTokenFile == "" &&
+		innermost.SSOStartURL == "" && innermost.SSOSession == nil && innermost.LoginSession == "" {
+		t.process = innermost
+	}
+	return t
+}
+
+// noCredentials says what was tried for the node's identity, and what came of it.
+func (s *session) noCredentials(err error) error {
+	var list []string
+	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	env, shared := s.tried.env, s.tried.shared
+	why := spoken(err)
+	switch {
+	case env.Credentials.HasKeys() && s.own.Profile == "":
+		add("the environment's AWS_ACCESS_KEY_ID (%s)", why)
+	case env.WebIdentityTokenFilePath != "" && s.own.Profile == "":
+		add("AWS_WEB_IDENTITY_TOKEN_FILE %s as AWS_ROLE_ARN %q (%s)", env.WebIdentityTokenFilePath, env.RoleARN, why)
+	case s.tried.process != nil:
+		add("credential_process of profile %q (%s)", s.tried.process.Profile, why)
+	case shared.SSOSession != nil || shared.SSOStartURL != "":
+		add("profile %q, SSO (%s): log in again with aws sso login", shared.Profile, why)
+	case shared.Credentials.HasKeys() || shared.Source != nil || shared.RoleARN != "" || shared.CredentialSource != "" || shared.LoginSession != "":
+		add("profile %q of the shared configuration (%s)", shared.Profile, why)
+	default:
+		add("environment (no AWS_ACCESS_KEY_ID, no AWS_WEB_IDENTITY_TOKEN_FILE)")
+		add("shared configuration (%s)", sharedFiles(env))
+		if env.ContainerCredentialsRelativePath != "" || env.ContainerCredentialsEndpoint != "" {
+			add("container credentials endpoint (%s)", why)
+			break
+		}
+		add("container credentials endpoint (no AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI)")
+		add("instance metadata (%s)", why)
+	}
+	return causeOf(err).kind()(noIdentity("no AWS credentials: tried %s: attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)", strings.Join(list, "; ")))
+}
+
+// sharedFiles says which of the shared configuration files there are.
+func sharedFiles(env config.EnvConfig) string {
+	credentials, configuration := env.SharedCredentialsFile, env.SharedConfigFile
+	if credentials == "" {
+		credentials = config.DefaultSharedCredentialsFilename()
+	}
+	if configuration == "" {
+		configuration = config.DefaultSharedConfigFilename()
+	}
+	var s string
+	for _, file := range []string{credentials, configuration} {
+		if s != "" {
+			s += ", "
+		}
+		if _, err := os.Stat(file); err != nil {
+			s += "no " + file
+		} else {
+			s += file + " has no credentials for the profile"
+		}
+	}
+	return s
+}

@@ -1,0 +1,136 @@
+package ecr
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecr"
+	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// token is what docker login takes.
+type token struct {
+	username string
+	password backends.Secret
+	expires  time.Time
+}
+
+// authorizationToken asks ECR (GetAuthorizationToken) with the given credentials.
+func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProvider, reg registry) (token, error) {
+	call := newCall(ctx, s.retryer)
+	var data *string
+	var expires *time.Time
+	var err error
+	if reg.public {
+		var out *ecrpublic.GetAuthorizationTokenOutput
+		out, err = s.publicAPI(as, reg, call).GetAuthorizationToken(ctx, &ecrpublic.GetAuthorizationTokenInput{})
+		if err == nil && out.AuthorizationData != nil {
+			data, expires = out.AuthorizationData.AuthorizationToken, out.AuthorizationData.ExpiresAt
+		}
+	} else {
+		var api *ecr.Client
+		if api, err = s.api(as, reg, call); err != nil {
+			return token{}, err
+		}
+		var out *ecr.GetAuthorizationTokenOutput
+		out, err = api.GetAuthorizationToken(ctx, &ecr.GetAuthorizationTokenInput{})
+		if err == nil && len(out.AuthorizationData) > 0 {
+			data, expires = out.AuthorizationData[0].AuthorizationToken, out.AuthorizationData[0].ExpiresAt
+		}
+	}
+	if err != nil {
+		return token{}, call.explain(err, "get a token for "+reg.String(), tokenAdvice(reg))
+	}
+	t, ok := decodeToken(aws.ToString(data))
+	if !ok {
+		return token{}, backends.Unavailable(fmt.Errorf("get a token for %s: the answer holds none in the form that AWS documents (base64 of user:password)", reg))
+	}
+	t.expires = aws.ToTime(expires)
+	return t, nil
+}
+
+func decodeToken(data string) (token, bool) {
+	decoded, err := base64.StdEncoding.DecodeString(data)
+	username, password, ok := strings.Cut(string(decoded), ":")
+	return token{username: username, password: backends.Secret(password)}, err == nil && ok && username != "" && password != ""
+}
+
+// tokenKey is what a token depends on.
+type tokenKey struct {
+	who      string
+	endpoint registry // without host and account
+}
+
+// tokens keeps the tokens of a backend that lives for more than one request. The zero value is ready.
+type tokens struct {
+	now func() time.Time // nil: time.Now
+
+	mu      sync.Mutex
+	entries map[tokenKey]*tokenEntry
+}
+
+type tokenEntry struct {
+	turn  chan struct{} // holds one element, which whoever uses the entry takes out
+	token token
+	until time.Time // asked for again after that
+}
+
+// maxTokens bounds how many are kept: the pods' identities on a node, times regions.
+const maxTokens = 1000
+
+// get returns a token that has more than half of its life before it, or asks for one. Requests for the same one wait for each other, so that a node that starts many pods at once asks once;
+// a failure is nobody else's, though: each tries for itself, within its own time.
+func (t *tokens) get(ctx context.Context, key tokenKey, ask func(context.Context) (token, error)) (token, error) {
+	now := t.now
+	if now == nil {
+		now = time.Now
+	}
+	e := t.entry(key, now())
+	select {
+	case <-e.turn:
+	case <-ctx.Done():
+		return token{}, backends.Unavailable(fmt.Errorf("another request for the same token did not get one in time: %w", ctx.Err()))
+	}
+	defer func() { e.turn <- struct{}{} }()
+	if now().Before(e.until) {
+		return e.token, nil
+	}
+	asked := now()
+	fresh, err := ask(ctx)
+	if err != nil {
+		return token{}, err
+	}
+	e.token = fresh
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e.until = asked.Add(fresh.expires.Sub(asked) / 2) // a token without an expiry is not kept
+	return fresh, nil
+}
+
+func (t *tokens) entry(key tokenKey, now time.Time) *tokenEntry {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[key]; e != nil {
+		return e
+	}
+	if len(t.entries) >= maxTokens || t.entries == nil {
+		kept := make(map[tokenKey]*tokenEntry)
+		for k, e := range t.entries {
+			if now.Before(e.until) && len(kept) < maxTokens/2 {
+				kept[k] = e
+			}
+		}
+		t.entries = kept
+	}
+	e := &tokenEntry{turn: make(chan struct{}, 1)}
+	e.turn <- struct{}{}
+	t.entries[key] = e
+	return e
+}
