@@ -77,12 +77,14 @@ type tokens struct {
 }
 
 type tokenEntry struct {
-	turn  chan struct{} // holds one element, which whoever uses the entry takes out
-	token token
+	turn  chan struct{} // holds one element, which whoever asks takes out
+	token token         // of whoever has the turn
+	// Under the lock of tokens:
 	until time.Time // asked for again after that
+	users int
 }
 
-// maxTokens bounds how many are kept: the pods' identities on a node, times regions.
+// maxTokens bounds how many are kept: the identities of a node's pods, times regions.
 const maxTokens = 1000
 
 // get returns a token that has more than half of its life before it, or asks for one. Requests for the same one wait for each other, so that a node that starts many pods at once asks once;
@@ -92,17 +94,18 @@ func (t *tokens) get(ctx context.Context, key tokenKey, ask func(context.Context
 	if now == nil {
 		now = time.Now
 	}
-	e := t.entry(key, now())
+	e := t.enter(key, now())
+	defer func() { t.leave(key, e, now()) }()
 	select {
 	case <-e.turn:
 	case <-ctx.Done():
 		return token{}, backends.Unavailable(fmt.Errorf("another request for the same token did not get one in time: %w", ctx.Err()))
 	}
 	defer func() { e.turn <- struct{}{} }()
-	if now().Before(e.until) {
+	asked := now()
+	if t.valid(e, asked) {
 		return e.token, nil
 	}
-	asked := now()
 	fresh, err := ask(ctx)
 	if err != nil {
 		return token{}, err
@@ -114,23 +117,38 @@ func (t *tokens) get(ctx context.Context, key tokenKey, ask func(context.Context
 	return fresh, nil
 }
 
-func (t *tokens) entry(key tokenKey, now time.Time) *tokenEntry {
+func (t *tokens) valid(e *tokenEntry, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e := t.entries[key]; e != nil {
-		return e
-	}
-	if len(t.entries) >= maxTokens || t.entries == nil {
-		kept := make(map[tokenKey]*tokenEntry)
-		for k, e := range t.entries {
-			if now.Before(e.until) && len(kept) < maxTokens/2 {
-				kept[k] = e
+	return now.Before(e.until)
+}
+
+// enter finds the entry, or makes one; nobody removes it until it is left.
+func (t *tokens) enter(key tokenKey, now time.Time) *tokenEntry {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[key]
+	if e == nil {
+		if t.entries == nil {
+			t.entries = map[tokenKey]*tokenEntry{}
+		}
+		for k, other := range t.entries { // what nobody will use again is not to lie in memory, and of the rest any may go
+			if other.users == 0 && (len(t.entries) >= maxTokens || !now.Before(other.until)) {
+				delete(t.entries, k)
 			}
 		}
-		t.entries = kept
+		e = &tokenEntry{turn: make(chan struct{}, 1)}
+		e.turn <- struct{}{}
+		t.entries[key] = e
 	}
-	e := &tokenEntry{turn: make(chan struct{}, 1)}
-	e.turn <- struct{}{}
-	t.entries[key] = e
+	e.users++
 	return e
+}
+
+func (t *tokens) leave(key tokenKey, e *tokenEntry, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e.users--; e.users == 0 && !now.Before(e.until) {
+		delete(t.entries, key)
+	}
 }
