@@ -1,0 +1,171 @@
+package peers
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// compared is a row with what came of it.
+type compared struct {
+	row
+	official, helper, broker outcome
+	done                     bool
+}
+
+// TestTheBrokerBesideTheOfficialProvider asks the same of both, and of the ECR helper. What differs must be declared in the row, and what is declared must differ; the document that shows it
+// must be what this makes of it (-update writes it).
+func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
+	all := rows()
+	results := make([]compared, len(all))
+	var done atomic.Int64
+	t.Run("rows", func(t *testing.T) {
+		for i, r := range all {
+			t.Run(r.section+": "+r.name, func(t *testing.T) {
+				t.Parallel()
+				results[i] = r.compare(t)
+				done.Add(1)
+			})
+		}
+	})
+	if t.Failed() || int(done.Load()) != len(all) {
+		t.Log("the document is compared when all rows have passed")
+		return
+	}
+	text := document(results)
+	if *flagUpdate {
+		if err := os.WriteFile(documentFile, []byte(text), 0o644); err != nil { //nolint:gosec // a document
+			t.Fatal(err)
+		}
+	}
+	committed, err := os.ReadFile(documentFile)
+	if err != nil || string(committed) != text {
+		t.Errorf("%s is not what comes of the comparison (%v): run `go test -run %s -update` in test/peers, and read what has changed", documentFile, err, t.Name())
+	}
+}
+
+func (r row) compare(t *testing.T) compared {
+	t.Helper()
+	c := compared{row: r, broker: broker.put(t, r)}
+	if c.broker[result] != r.want {
+		t.Errorf("the broker's result is %q (registry: %q), want %q", c.broker[result], c.broker[registry], r.want)
+	}
+	if r.want == "token" && c.broker[registry] != takes {
+		t.Errorf("the registry does not take the broker's token: %s", c.broker[registry])
+	}
+	if r.beyond {
+		return c
+	}
+	c.official = official.put(t, r)
+	for _, f := range order {
+		why, declared := r.reason(f, c)
+		switch differ := c.official[f] != c.broker[f]; {
+		case differ && !declared:
+			t.Errorf("%s differs, and no reason is given: the official provider's is %q, the broker's %q", f, c.official[f], c.broker[f])
+		case !differ && r.differs[f] != "":
+			t.Errorf("%s is %q for both, but is said to differ: %s", f, c.broker[f], why)
+		}
+	}
+	if r.noHelper {
+		return c
+	}
+	c.helper = helper.put(t, r)
+	differ := c.helper[result] != c.broker[result] || c.helper[registry] != c.broker[registry]
+	if differ != (r.helper != "") {
+		t.Errorf("the ECR helper's result is %q (registry: %q), the broker's %q (registry: %q), the reason given for a difference is %q",
+			c.helper[result], c.helper[registry], c.broker[result], c.broker[registry], r.helper)
+	}
+	return c
+}
+
+// reason is the row's, or one that holds everywhere.
+func (r row) reason(f field, c compared) (reason, bool) {
+	if why, ok := r.differs[f]; ok {
+		return why, true
+	}
+	// Where one has an answer and the other has none, the difference is in that.
+	if f != result && r.differs[result] != "" && f != says {
+		return r.differs[result], true
+	}
+	why, ok := everywhere[f]
+	return why, ok && c.official[result] == "token" && c.broker[result] == "token"
+}
+
+const documentFile = "../../docs/backends/ecr-peer.md"
+
+// document is what the rows come to.
+func document(all []compared) string {
+	var b strings.Builder
+	b.WriteString(`<!-- Made by test/peers: go test -run TestTheBrokerBesideTheOfficialProvider -update -->
+
+# The broker beside the official ECR providers
+
+The same requests, environment and cloud (a fake one, which verifies signatures, tokens and policies as AWS does) were given to
+
+- **official**: ` + "`ecr-credential-provider`" + ` of kubernetes/cloud-provider-aws v1.37.0, started as the kubelet starts it;
+- **helper**: ` + "`docker-credential-ecr-login`" + ` v0.12.0, a docker credential helper, asked for the registry's host: it knows no pods and gives no cache hints;
+- **broker**: the broker with one provider, ` + "`backend: ecr`" + `, with no settings, unless the row says so.
+
+A *token* is one with which the registry lets the image be pulled; *nothing* is an answer without credentials, with which the kubelet pulls anonymously; a *failure* is exit status 1 with a reason on
+standard error. Where the official provider and the broker differ, the last column says why. What no column mentions is equal.
+
+`)
+	b.WriteString("Everywhere:\n\n")
+	for _, f := range order {
+		if why := everywhere[f]; why != "" {
+			fmt.Fprintf(&b, "- **%s**: official: half the token's life; broker: its life less 5 minutes. %s.\n", f, why)
+		}
+	}
+	section := ""
+	for _, c := range all {
+		if c.section != section {
+			section = c.section
+			fmt.Fprintf(&b, "\n## %s\n\n| asked | official | helper | broker | why it differs |\n| --- | --- | --- | --- | --- |\n", section)
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", c.name, c.cell(c.official), c.cell(c.helper), c.cell(c.broker), c.why())
+	}
+	return b.String()
+}
+
+// cell is one side's part of a row.
+func (c compared) cell(o outcome) string {
+	switch {
+	case o == nil && c.beyond:
+		return "has no such setting"
+	case o == nil:
+		return "–"
+	}
+	var parts []string
+	text := o[result]
+	if o[result] == "token" && o[registry] != takes {
+		text = "a token that the registry does not take: " + o[registry]
+	}
+	parts = append(parts, text)
+	isHelper := fmt.Sprint(o) == fmt.Sprint(c.helper) && o[keyType] == ""
+	for _, f := range order {
+		if o[f] == "" || c.beyond || isHelper || f == result || f == registry {
+			continue
+		}
+		if f == says || c.differs[f] != "" {
+			parts = append(parts, fmt.Sprintf("%s: %s", f, o[f]))
+		}
+	}
+	return strings.ReplaceAll(strings.Join(parts, "; "), "|", "\\|")
+}
+
+// why are the reasons for the row's differences, each once.
+func (c compared) why() string {
+	var all []string
+	for _, f := range order {
+		if why := string(c.differs[f]); why != "" && !slices.Contains(all, why) {
+			all = append(all, why)
+		}
+	}
+	if c.row.helper != "" {
+		all = append(all, "helper: "+string(c.row.helper))
+	}
+	return strings.Join(all, "; ")
+}

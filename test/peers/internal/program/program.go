@@ -1,0 +1,53 @@
+// Package program builds the programs that are compared, from the sources in this tree and from the modules that pin the peers.
+package program
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+)
+
+// Program is one that can be built.
+type Program struct {
+	// File is where it is put, below the directory of all.
+	File string
+	// module is the directory of the module it is built in, from test/peers; pkg what is built there.
+	module, pkg string
+}
+
+// Ours.
+var (
+	Broker     = Program{"credential-broker", "../..", "./cmd/credential-broker"}
+	ECRBackend = Program{"backends/credential-backend-ecr", "../..", "./cmd/credential-backend-ecr"}
+)
+
+// The peers.
+var (
+	CloudProviderAWS = Program{"ecr-credential-provider", "cloud-provider-aws", "k8s.io/cloud-provider-aws/cmd/ecr-credential-provider"}
+	ECRLogin         = Program{"docker-credential-ecr-login", "ecr-login", "github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login"}
+	MetadataMock     = Program{"ec2-metadata-mock", "ec2-metadata-mock", "github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock"}
+)
+
+// Own is a program of this module itself.
+func Own(file, pkg string) Program { return Program{file, ".", pkg} }
+
+// Build builds programs into dir as releases are built: without cgo, and without the paths of this machine. peers is the directory of test/peers.
+func Build(peers, dir string, programs ...Program) error {
+	for _, p := range programs {
+		target, err := filepath.Abs(filepath.Join(dir, p.File))
+		if err != nil {
+			return err
+		}
+		if runtime.GOOS == "windows" {
+			target += ".exe"
+		}
+		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", target, p.pkg) //nolint:gosec,noctx // names from this file; a build is not cut off
+		build.Dir, build.Env = filepath.Join(peers, p.module), append(os.Environ(), "CGO_ENABLED=0")
+		if output, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w\n%s", p.pkg, err, output)
+		}
+	}
+	return nil
+}

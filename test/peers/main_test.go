@@ -1,0 +1,35 @@
+package peers
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/credential-broker/credential-broker/test/peers/internal/program"
+)
+
+var flagUpdate = flag.Bool("update", false, "write the document that is made of the comparison anew")
+
+// bin is where the programs under test are.
+var bin string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	flag.Parse()
+	dir, err := os.MkdirTemp("", "credential-broker-test-peers-")
+	if err == nil {
+		defer func() { _ = os.RemoveAll(dir) }()
+		err = program.Build(".", dir, program.Broker, program.ECRBackend, program.CloudProviderAWS, program.ECRLogin, program.MetadataMock)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	bin = dir
+	return m.Run()
+}
+
+func path(p program.Program) string { return filepath.Join(bin, p.File) }

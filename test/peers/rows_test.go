@@ -1,0 +1,377 @@
+package peers
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/credential-broker/credential-broker/test/cloud"
+)
+
+// row is one line of the comparison.
+type row struct {
+	section string
+	// name says what is asked, and in which surroundings.
+	name string
+	// given prepares a scene: the cloud, the request, the environment. It is called for each side anew, in a cloud of its own.
+	given func(*scene)
+	// want is the broker's result.
+	want string
+	// beyond: it takes settings, which the peers do not have.
+	beyond bool
+	// tells are the facts that an error ought to tell its reader.
+	tells []fact
+	// differs are the differences between the official provider and the broker, and why each is meant. One that is not here fails the test, as does one that is here and is none.
+	differs map[field]reason
+	// helper says why the ECR helper's result, or what the registry makes of it, is not the broker's. It is a docker credential helper, without pods and cache hints, so only that is compared.
+	helper reason
+	// noHelper: it cannot be asked this.
+	noHelper bool
+}
+
+// fact is something that a message tells, and how one sees it there.
+type fact struct {
+	name string
+	sign *regexp.Regexp
+}
+
+func tells(name, sign string) fact { return fact{name, regexp.MustCompile(sign)} }
+
+// reason is why a difference is meant.
+type reason string
+
+// everywhere are differences that hold wherever there is a token.
+var everywhere = map[field]reason{
+	duration: "a token is good for all of its life, so half as many are asked for. The official provider counts by the machine's clock, and leaves half of that",
+}
+
+const (
+	account = "123456789012"
+	repo    = "team/app"
+	plain   = account + ".dkr.ecr.eu-west-1.amazonaws.com"
+	issuer  = "https://oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLE"
+	podRole = "arn:aws:iam::" + account + ":role/pod"
+	subject = "system:serviceaccount:shop:cart"
+)
+
+// mayPull is what a node may do: AWS's AmazonEC2ContainerRegistryPullOnly, and the same for ECR Public.
+var mayPull = cloud.Statement{
+	Actions: []string{
+		"ecr:GetAuthorizationToken", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:BatchCheckLayerAvailability",
+		"ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken",
+	},
+	Resources: []string{"*"},
+}
+
+// mayAssume is what somebody may do who assumes roles.
+var mayAssume = cloud.Statement{Actions: []string{"sts:AssumeRole"}, Resources: []string{"*"}}
+
+// in asks for an image of a registry.
+func (s *scene) in(host string) {
+	s.AddRegistry(host, cloud.Repository{Name: repo})
+	s.image = host + "/" + repo
+}
+
+// add adds to the environment.
+func (s *scene) add(variables ...string) { s.env = append(s.env, variables...) }
+
+// keys are those of a user of the region's partition.
+func (s *scene) keys(region string, policy ...cloud.Statement) cloud.Keys {
+	return s.AddUser("arn:"+partition(region)+":iam::"+account+":user/node", policy...)
+}
+
+// node gives the programs such keys in their environment.
+func (s *scene) node(policy ...cloud.Statement) { s.add(s.keys("", policy...).Environ()...) }
+
+// role makes a role of the account, that trusts somebody.
+func (s *scene) role(arn string, trust ...cloud.Trust) string {
+	s.AddRole(cloud.Role{ARN: arn, Trust: trust, Policy: []cloud.Statement{mayPull}})
+	return arn
+}
+
+// pod gives the request the token of a pod, and the account the issuer and the role that the pod's service account may assume.
+func (s *scene) pod(claims map[string]any) {
+	from := s.AddIssuer(issuer)
+	s.AddOIDCProvider(account, issuer, audience)
+	s.role(podRole, cloud.Trust{Federated: issuer, Audience: audience, Subject: subject})
+	all := map[string]any{
+		"sub": subject, "aud": []string{audience},
+		"kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": map[string]any{"name": "cart", "uid": "1"}},
+	}
+	maps.Copy(all, claims)
+	s.token = from.Token(all)
+}
+
+// annotate names a role at the pod's service account.
+func (s *scene) annotate(role string) { s.annotations = map[string]string{roleAnnotation: role} }
+
+// config writes the shared configuration file.
+func (s *scene) config(lines ...string) {
+	s.write(".aws/config", strings.Join(lines, "\n")+"\n", 0o600)
+}
+
+// partition is that of a region.
+func partition(region string) string {
+	for prefix, name := range map[string]string{
+		"cn-": "aws-cn", "us-gov-": "aws-us-gov", "eusc-": "aws-eusc", "us-iso-": "aws-iso", "us-isob-": "aws-iso-b", "eu-isoe-": "aws-iso-e", "us-isof-": "aws-iso-f",
+	} {
+		if strings.HasPrefix(region, prefix) {
+			return name
+		}
+	}
+	return "aws"
+}
+
+// host is a row about a private registry's host, asked by somebody of its partition.
+func host(name, host, region string) row {
+	return row{section: hosts, name: fmt.Sprintf("%s: `%s`", name, host), want: "token", given: func(s *scene) {
+		s.in(host)
+		s.add(s.keys(region, mayPull).Environ()...)
+	}}
+}
+
+// at is a row about an image of the usual registry.
+func at(section, name string, given func(*scene)) row {
+	return row{section: section, name: name, want: "token", given: func(s *scene) {
+		s.in(plain)
+		given(s)
+	}}
+}
+
+// but declares that two sides differ.
+func (r row) but(f field, why reason) row {
+	r.differs = maps.Clone(r.differs)
+	if r.differs == nil {
+		r.differs = map[field]reason{}
+	}
+	r.differs[f] = why
+	return r
+}
+
+func (r row) helped(why reason) row   { r.helper = why; return r }
+func (r row) withoutHelper() row      { r.noHelper = true; return r }
+func (r row) beyondPeers() row        { r.beyond = true; return r }
+func (r row) wants(result string) row { r.want = result; return r }
+
+// fails says that the broker fails, and what there is to tell.
+func (r row) fails(tells ...fact) row { r.want, r.tells = "failure", tells; return r }
+
+// The sections of the document.
+const (
+	hosts    = "Hosts"
+	public   = "ECR Public"
+	nodes    = "The node's identity"
+	pods     = "The pod's identity"
+	troubles = "When something is wrong"
+	ways     = "Endpoints and proxies"
+	settings = "Beyond the peers"
+)
+
+// Reasons that more than one row has.
+const (
+	sameKind  reason = "the API of the same kind as the host is asked: who names a FIPS or dual-stack host has a rule or a network that wants it"
+	advises   reason = "the error says what to do"
+	podNamed  reason = "CloudTrail shows whose pod it was"
+	anyway    reason = "what is public can be pulled without a token, at a lower rate"
+	noCaching reason = "there is nothing to keep for long: a permission that has just been granted is soon used"
+)
+
+func rows() []row {
+	access, operation := tells("AccessDenied", "AccessDenied"), tells("the operation", "GetAuthorizationToken")
+	statement := tells("the missing permission", `must allow ecr(-public)?:GetAuthorizationToken`)
+	return []row{
+		host("commercial", plain, "eu-west-1"),
+		host("GovCloud", account+".dkr.ecr.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+		host("China", account+".dkr.ecr.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+		host("European Sovereign Cloud", account+".dkr.ecr.eusc-de-east-1.amazonaws.eu", "eusc-de-east-1"),
+		host("isolated", account+".dkr.ecr.us-iso-east-1.c2s.ic.gov", "us-iso-east-1"),
+		host("isolated", account+".dkr.ecr.us-isob-east-1.sc2s.sgov.gov", "us-isob-east-1"),
+		host("isolated", account+".dkr.ecr.eu-isoe-west-1.cloud.adc-e.uk", "eu-isoe-west-1"),
+		host("isolated", account+".dkr.ecr.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1"),
+		host("FIPS", account+".dkr.ecr-fips.us-east-1.amazonaws.com", "us-east-1").but(api, sameKind),
+		host("FIPS, GovCloud", account+".dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1").but(api, sameKind),
+		host("FIPS where AWS has none", account+".dkr.ecr-fips.eu-west-1.amazonaws.com", "eu-west-1").fails(tells("FIPS", "FIPS")),
+		host("dual-stack", account+".dkr-ecr.eu-west-1.on.aws", "eu-west-1").but(api, sameKind),
+		host("dual-stack, China", account+".dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", "cn-north-1").but(api, sameKind),
+		host("dual-stack, FIPS", account+".dkr-ecr-fips.us-east-1.on.aws", "us-east-1").but(api, sameKind),
+		host("port named", plain+":443", "eu-west-1"),
+		host("a region of another partition", account+".dkr.ecr.cn-north-1.amazonaws.com", "cn-north-1").wants("nothing"),
+		{section: hosts, name: "not ECR's, no region in the environment: `registry.example`", want: "nothing", given: func(s *scene) { s.in("registry.example"); s.node(mayPull) }},
+		{section: hosts, name: "not ECR's, AWS_REGION set: `registry.example`", want: "nothing", given: func(s *scene) {
+			s.in("registry.example")
+			s.node(mayPull)
+			s.add("AWS_REGION=eu-west-1")
+		}},
+		{section: hosts, name: "another account's, which lets this one pull", want: "token", given: func(s *scene) {
+			s.image = "210987654321.dkr.ecr.eu-west-1.amazonaws.com/" + repo
+			s.AddRegistry("210987654321.dkr.ecr.eu-west-1.amazonaws.com", cloud.Repository{Name: repo, Pull: []string{account}})
+			s.node(mayPull)
+		}},
+
+		{section: public, name: "`public.ecr.aws`", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.node(mayPull) }},
+		{section: public, name: "`ecr-public.aws.com` (dual-stack)", want: "token", given: func(s *scene) { s.in("ecr-public.aws.com"); s.node(mayPull) }},
+		{section: public, name: "without an identity", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws") }},
+		{section: public, name: "the identity may not ask for a token", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws"); s.node() }},
+		{section: public, name: "keys of GovCloud", want: "nothing", given: func(s *scene) {
+			s.in("public.ecr.aws")
+			s.add(s.keys("us-gov-west-1", mayPull).Environ()...)
+		}},
+
+		at(nodes, "keys in a shared credentials file, by AWS_PROFILE", func(s *scene) {
+			k := s.keys("", mayPull)
+			s.write(".aws/credentials", "[node]\naws_access_key_id = "+k.AccessKeyID+"\naws_secret_access_key = "+k.SecretAccessKey+"\n", 0o600)
+			s.add("AWS_PROFILE=node")
+		}),
+		at(nodes, "a profile that assumes a role", func(s *scene) {
+			k := s.keys("", mayAssume)
+			role := s.role("arn:aws:iam::"+account+":role/puller", cloud.Trust{AWS: account})
+			s.write(".aws/credentials", "[base]\naws_access_key_id = "+k.AccessKeyID+"\naws_secret_access_key = "+k.SecretAccessKey+"\n", 0o600)
+			s.config("[profile puller]", "role_arn = "+role, "source_profile = base", "role_session_name = node-7")
+			s.add("AWS_PROFILE=puller")
+		}),
+		at(nodes, "`credential_process`", func(s *scene) { s.process(0o755) }),
+		at(nodes, "`credential_process` that anybody on the node may change", func(s *scene) { s.process(0o777) }).fails(),
+		at(nodes, "AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN", func(s *scene) {
+			s.pod(nil)
+			s.add("AWS_WEB_IDENTITY_TOKEN_FILE="+s.write("token", s.token, 0o600), "AWS_ROLE_ARN="+podRole, "AWS_ROLE_SESSION_NAME=node-7")
+			s.token = ""
+		}),
+		at(nodes, "instance metadata", func(s *scene) { s.add(s.Instance(s.instanceRole()).Environ()...) }),
+		at(nodes, "container credentials endpoint (EKS Pod Identity, ECS)", func(s *scene) {
+			s.add(s.Container(s.role("arn:aws:iam::" + account + ":role/task")).Environ()...)
+		}),
+		at(nodes, "none at all", func(*scene) {}).fails(
+			tells("what was tried", "environment.*shared configuration.*container credentials.*instance metadata"), tells("instance metadata", "IMDS|instance metadata")),
+
+		at(pods, "role in the annotation", func(s *scene) { s.pod(nil); s.annotate(podRole) }),
+		at(pods, "role in AWS_ECR_ROLE_ARN", func(s *scene) { s.pod(nil); s.add("AWS_ECR_ROLE_ARN=" + podRole) }),
+		at(pods, "no role: the node's identity", func(s *scene) { s.pod(nil); s.node(mayPull) }),
+		at(pods, "the annotation is empty, AWS_ECR_ROLE_ARN is set", func(s *scene) { s.pod(nil); s.annotate(""); s.add("AWS_ECR_ROLE_ARN=" + podRole); s.node(mayPull) }),
+		{section: pods, name: "ECR Public, AWS_REGION set", want: "token", given: func(s *scene) {
+			s.in("public.ecr.aws")
+			s.pod(nil)
+			s.annotate(podRole)
+			s.add("AWS_REGION=eu-west-1")
+		}},
+		{section: pods, name: "ECR Public, no AWS_REGION", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.pod(nil); s.annotate(podRole) }},
+		at(pods, "the role does not trust this service account", func(s *scene) {
+			s.pod(map[string]any{"sub": "system:serviceaccount:shop:other"})
+			s.annotate(podRole)
+			s.node(mayPull)
+		}).fails(tells("AccessDenied", "AccessDenied"), tells("the role", podRole), tells("the subject", "shop:other")),
+		at(pods, "the token's issuer is not the account's", func(s *scene) {
+			s.pod(nil)
+			s.token = s.AddIssuer("https://oidc.example").Token(map[string]any{"sub": subject, "aud": []string{audience}})
+			s.annotate(podRole)
+			s.node(mayPull)
+		}).fails(tells("InvalidIdentityToken", "InvalidIdentityToken"), tells("the issuer", "https://oidc.example")),
+		at(pods, "the token has expired", func(s *scene) {
+			s.pod(map[string]any{"iat": s.Now().Add(-2 * tokenLife).Unix(), "exp": s.Now().Add(-tokenLife).Unix()})
+			s.annotate(podRole)
+			s.node(mayPull)
+		}).fails(tells("ExpiredToken", "Expired|expired")),
+
+		at(troubles, "the identity may not ask for a token", func(s *scene) { s.node() }).fails(access, operation, statement),
+		at(troubles, "the access key is unknown", func(s *scene) {
+			s.add("AWS_ACCESS_KEY_ID=AKIAUNKNOWN000000000", "AWS_SECRET_ACCESS_KEY=unknown")
+		}).fails(tells("the code", "UnrecognizedClientException"), tells("what it means", "does not know this access key")),
+		at(troubles, "the secret key is wrong", func(s *scene) {
+			k := s.keys("", mayPull)
+			s.add("AWS_ACCESS_KEY_ID="+k.AccessKeyID, "AWS_SECRET_ACCESS_KEY=wrong")
+		}).fails(tells("the code", "InvalidSignatureException"), tells("what it means", "secret access key does not belong")),
+		at(troubles, "the session has expired", func(s *scene) { s.add(s.expired()...) }).fails(tells("the code", "ExpiredToken"), tells("what it means", "credentials have expired")),
+		at(troubles, "throttled once", func(s *scene) { s.node(mayPull); s.Fail(cloud.Fault{Service: "ecr", Times: 1}) }),
+		at(troubles, "throttled four times", func(s *scene) { s.node(mayPull); s.Fail(cloud.Fault{Service: "ecr", Times: 4}) }),
+		at(troubles, "throttled without end", func(s *scene) {
+			s.timeout = "4s"
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr"})
+		}).fails(tells("ThrottlingException", "Throttling"), tells("throttled", "throttled")),
+		at(troubles, "the clock is 20 minutes behind", func(s *scene) { s.node(mayPull); s.SetClockOffset(20 * time.Minute) }),
+		at(troubles, "the clock is 20 minutes ahead", func(s *scene) { s.node(mayPull); s.SetClockOffset(-20 * time.Minute) }).
+			fails(tells("the code", "InvalidSignatureException"), tells("that it is the clock", "clock is 20m[0-9.]*s? ahead")),
+		at(troubles, "ECR answers 500 once", func(s *scene) {
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr", Times: 1, Status: 500, Code: "ServerException"})
+		}),
+		at(troubles, "ECR answers 500 always", func(s *scene) {
+			s.timeout = "4s"
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr", Status: 500, Code: "ServerException"})
+		}).fails(tells("the status", "500"), tells("the code", "ServerException")),
+		at(troubles, "ECR does not answer", func(s *scene) {
+			s.timeout, s.patience = "3s", 10*time.Second
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr", Hang: true})
+		}).fails(tells("who did not answer", "api.ecr.eu-west-1.amazonaws.com.*no answer")),
+		at(troubles, "connections to ECR are cut", func(s *scene) {
+			s.timeout = "4s"
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr", Reset: true})
+		}).fails(tells("the operation", "GetAuthorizationToken"), tells("the host", "api.ecr.eu-west-1.amazonaws.com")),
+		at(troubles, "the answer is an error page with a secret in it", func(s *scene) {
+			s.node(mayPull)
+			s.Fail(cloud.Fault{Service: "ecr", Status: 403, Code: "AccessDeniedException", Body: `{"__type":"AccessDeniedException","message":"no: ` + secret + `"}`})
+		}).fails(access, tells("the secret", secret)),
+		at(troubles, "a proxy's certificate is of an unknown CA", func(s *scene) {
+			other := s.write("other.pem", otherCA(s), 0o600)
+			s.node(mayPull)
+			s.timeout = "4s"
+			s.add("AWS_CA_BUNDLE=", "SSL_CERT_FILE="+other)
+		}).fails(tells("unknown authority", "certificate signed by unknown authority"), tells("AWS_CA_BUNDLE", "AWS_CA_BUNDLE")),
+
+		at(ways, "AWS_ENDPOINT_URL_ECR", func(s *scene) { s.node(mayPull); s.add("AWS_ENDPOINT_URL_ECR=" + endpoint) }),
+		{section: ways, name: "AWS_ENDPOINT_URL_ECR and a FIPS host", want: "token", given: func(s *scene) {
+			s.in(account + ".dkr.ecr-fips.us-east-1.amazonaws.com")
+			s.node(mayPull)
+			s.add("AWS_ENDPOINT_URL_ECR=https://api.ecr.us-east-1.amazonaws.com")
+		}},
+		at(ways, "AWS_ENDPOINT_URL_ECR and AWS_USE_DUALSTACK_ENDPOINT", func(s *scene) {
+			s.node(mayPull)
+			s.add("AWS_ENDPOINT_URL_ECR="+endpoint, "AWS_USE_DUALSTACK_ENDPOINT=true")
+		}),
+		at(ways, "AWS_USE_DUALSTACK_ENDPOINT", func(s *scene) { s.node(mayPull); s.add("AWS_USE_DUALSTACK_ENDPOINT=true") }),
+		{section: ways, name: "AWS_USE_FIPS_ENDPOINT", want: "token", given: func(s *scene) {
+			s.in(account + ".dkr.ecr.us-east-1.amazonaws.com")
+			s.node(mayPull)
+			s.add("AWS_USE_FIPS_ENDPOINT=true")
+		}},
+		at(ways, "the proxy is down", func(s *scene) {
+			s.timeout = "4s"
+			s.node(mayPull)
+			s.add("HTTPS_PROXY=http://127.0.0.1:1", "https_proxy=http://127.0.0.1:1")
+		}).fails(tells("proxy", "proxy"), tells("connection refused", "connection refused")),
+	}
+}
+
+// endpoint is a custom one: an interface endpoint's own name.
+const endpoint = "https://vpce-0123456789abcdef0-abcdefgh.api.ecr.eu-west-1.vpce.amazonaws.com"
+
+// secret is something that no message may have in it.
+const secret = "canary-of-an-answer" //nolint:gosec // it is none
+
+// instanceRole is a role for instances.
+func (s *scene) instanceRole() string { return s.role("arn:aws:iam::" + account + ":role/instance") }
+
+// process is a credential_process, a file with the given mode.
+func (s *scene) process(mode os.FileMode) {
+	k := s.keys("", mayPull)
+	program := s.write("bin/process", "#!/bin/sh\nprintf '%s' '"+encode(s.T, map[string]any{"Version": 1, "AccessKeyId": k.AccessKeyID, "SecretAccessKey": k.SecretAccessKey})+"'\n", mode)
+	s.config("[default]", "credential_process = "+program)
+}
+
+// expired are the credentials of a session that is over.
+func (s *scene) expired() []string { return nil }
+
+// otherCA is the certificate of a CA that nobody has signed anything with.
+func otherCA(s *scene) string {
+	other := cloud.New(s.T)
+	data, err := os.ReadFile(other.CAFile())
+	if err != nil {
+		s.Fatal(err)
+	}
+	return string(data)
+}
