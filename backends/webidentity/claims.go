@@ -107,7 +107,9 @@ func objectOf(raw json.RawMessage) (map[string]json.RawMessage, bool) {
 }
 
 // decode says whether raw could be decoded. What is absent is zero.
-func decode(raw json.RawMessage, into any) bool { return len(raw) == 0 || json.Unmarshal(raw, into) == nil }
+func decode(raw json.RawMessage, into any) bool {
+	return len(raw) == 0 || json.Unmarshal(raw, into) == nil
+}
 
 // tokenIn finds the token in a JSON answer: path is the names of the fields that lead to it, with dots between them.
 func tokenIn(answer []byte, path string) (token string, found bool) {

@@ -170,7 +170,7 @@ func (c Config) Validate(field string) error {
 				problem(".spiffe.socket", "%w", err)
 			}
 		}
-		if s.ID != "" && !strings.HasPrefix(s.ID, "spiffe://") {
+		if s.ID != "" && !isSPIFFEID(s.ID) {
 			problem(".spiffe.id", "want a SPIFFE ID such as spiffe://example.org/node, got %q", s.ID)
 		}
 	}
