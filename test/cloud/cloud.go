@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -30,16 +32,17 @@ type Cloud struct {
 	cancel context.CancelFunc // ends handlers that hang
 	done   context.Context    //nolint:containedctx // the cloud's own life, which requests that hang must not outlast
 
-	mu         sync.Mutex
-	offset     time.Duration
-	requests   []*Request
-	routes     []route
-	servers    []*http.Server
-	faults     []*Fault
-	aws        iam
-	issuers    map[string]*Issuer
-	registries map[string]*registry
-	wait       sync.WaitGroup
+	mu            sync.Mutex
+	offset        time.Duration
+	requests      []*Request
+	routes        []func(host string) http.Handler
+	closers       []func() // run by Close, the last one first
+	faults        []*Fault
+	aws           iam
+	issuers       map[string]*Issuer   // by URL
+	registries    map[string]*registry // by region and account
+	registryHosts map[string]*registry
+	wait          sync.WaitGroup
 }
 
 // Request is one API request that the cloud was sent. It has no secret in it.
@@ -62,7 +65,7 @@ type Request struct {
 
 // Start starts everything on 127.0.0.1. Close ends it.
 func Start(o Options) (*Cloud, error) {
-	c := &Cloud{now: o.Now, issuers: map[string]*Issuer{}, registries: map[string]*registry{}}
+	c := &Cloud{now: o.Now, issuers: map[string]*Issuer{}, registries: map[string]*registry{}, registryHosts: map[string]*registry{}}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -108,11 +111,11 @@ func (c *Cloud) Close() {
 		c.proxy.close()
 	}
 	c.mu.Lock()
-	servers := c.servers
-	c.servers = nil
+	closers := c.closers
+	c.closers = nil
 	c.mu.Unlock()
-	for _, s := range servers {
-		_ = s.Close()
+	for _, stop := range slices.Backward(closers) {
+		stop()
 	}
 	c.wait.Wait()
 	_ = os.RemoveAll(c.dir)
@@ -199,6 +202,10 @@ func (e entry) code(name string)      { e.set(func(r *Request) { r.Code = name }
 // logged puts what h answers into the log as service's. h sets operation, principal and code by way of entryOf; the operation is method and path unless it does.
 func (c *Cloud) logged(service string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Context().Value(unloggedKey{}) != nil {
+			h.ServeHTTP(w, r)
+			return
+		}
 		e := c.record(Request{Host: hostOf(r.Host), Service: service, Operation: r.Method + " " + r.URL.Path, Connection: connectionOf(r)})
 		w.Header().Set("Date", c.Now().UTC().Format(http.TimeFormat)) // clients learn from it how far their clocks are off
 		status := &statusWriter{ResponseWriter: w, e: e}
@@ -241,11 +248,26 @@ func (c *Cloud) listen(service string, h http.Handler) (url string, err error) {
 		return "", fmt.Errorf("listening for %s: %w", service, err)
 	}
 	s := &http.Server{Handler: c.logged(service, h), ReadHeaderTimeout: time.Minute, ErrorLog: silent()}
-	c.mu.Lock()
-	c.servers = append(c.servers, s)
-	c.mu.Unlock()
+	c.atClose(func() { _ = s.Close() })
 	c.wait.Go(func() { _ = s.Serve(l) })
 	return "http://" + l.Addr().String(), nil
+}
+
+// atClose has Close call stop.
+func (c *Cloud) atClose(stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closers = append(c.closers, stop)
+}
+
+// refusing is a URL at which connections are refused. Nobody else gets the port while the cloud runs, as far as that can be had: it has just been this process's.
+func (c *Cloud) refusing() string {
+	l, err := (&net.ListenConfig{}).Listen(c.done, "tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer l.Close()
+	return "http://" + l.Addr().String()
 }
 
 // mustListen is listen for methods that have no error to return: without a loopback port nothing can be tested.
@@ -273,3 +295,35 @@ func hostOf(host string) string {
 }
 
 var errNotFound = errors.New("no such host")
+
+// requestID is a number that a service gives a request.
+func requestID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+type unloggedKey struct{}
+
+// unlogged marks requests that services of the cloud make of one another.
+func unlogged(ctx context.Context) context.Context {
+	return context.WithValue(ctx, unloggedKey{}, true)
+}
+
+// name is the operation's, as far as it is known.
+func (e entry) name() string {
+	if e.c == nil {
+		return ""
+	}
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	return e.r.Operation
+}

@@ -3,6 +3,7 @@ package cloud
 import (
 	"net/http"
 	"path"
+	"strconv"
 	"time"
 )
 
@@ -78,7 +79,7 @@ func (c *Cloud) faulty(w http.ResponseWriter, r *http.Request, service, operatio
 		panic(http.ErrAbortHandler)
 	}
 	if f.RetryAfter > 0 {
-		w.Header().Set("Retry-After", formatSeconds(f.RetryAfter))
+		w.Header().Set("Retry-After", strconv.Itoa(int(f.RetryAfter.Seconds())))
 	}
 	if f.Body == "" {
 		answer(f)

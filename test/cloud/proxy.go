@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -97,27 +98,36 @@ func (c *Cloud) Client() *http.Client {
 // Connections is how many TLS connections were made to host so far, the failed ones not counted.
 func (c *Cloud) Connections(host string) int { return c.proxy.count(host) }
 
-// route says who answers for which host names.
-type route struct {
-	pattern string
-	h       http.Handler
-}
-
 // handle lets h answer under a host name, logged as service's. The name may have "*" for one whole label. The last one registered wins, so that a test may take a name over.
 func (c *Cloud) handle(host, service string, h http.Handler) {
+	host, h = strings.ToLower(host), c.logged(service, h)
+	c.route(func(name string) http.Handler {
+		if hostMatches(host, name) {
+			return h
+		}
+		return nil
+	})
+}
+
+// route adds a function that says who answers under a host name; nil: it does not know.
+func (c *Cloud) route(find func(host string) http.Handler) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.routes = append(c.routes, route{strings.ToLower(host), c.logged(service, h)})
+	c.routes = append(c.routes, find)
 }
 
 // lookup is what DNS would be: nil for a name that does not exist.
 func (c *Cloud) lookup(host string) http.Handler {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for i := len(c.routes) - 1; i >= 0; i-- {
-		if hostMatches(c.routes[i].pattern, host) {
-			return c.routes[i].h
+	routes := c.routes
+	c.mu.Unlock()
+	for _, find := range slices.Backward(routes) {
+		if h := find(host); h != nil {
+			return h
 		}
+	}
+	if e, ok := awsEndpoint(host); ok {
+		return c.awsHandler(e)
 	}
 	return nil
 }
