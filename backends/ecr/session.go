@@ -148,8 +148,13 @@ func (s *session) api(as aws.CredentialsProvider, reg registry, call *call) (*ec
 		if reg.dualStack {
 			kind.UseDualStackEndpoint = aws.DualStackEndpointStateEnabled
 		}
-		if kind.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled && !documentsFIPS(reg.region) {
+		switch {
+		case kind.UseFIPSEndpoint != aws.FIPSEndpointStateEnabled:
+		case !documentsFIPS(reg.region):
 			problem = backends.InvalidConfig("endpoint", "AWS documents no FIPS endpoint of ECR for %s (it does for %q): use the registry's name without -fips and AWS_USE_FIPS_ENDPOINT unset, or name the endpoint here", reg.region, fipsRegions)
+		case kind.UseDualStackEndpoint != aws.DualStackEndpointStateEnabled:
+			// The SDK's rules say api.ecr-fips, which AWS does not document.
+			o.BaseEndpoint, kind.UseFIPSEndpoint = aws.String("https://ecr-fips."+reg.region+".amazonaws.com"), aws.FIPSEndpointStateDisabled
 		}
 	})
 	return client, problem
