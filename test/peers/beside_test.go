@@ -86,9 +86,9 @@ func (r row) reason(f field, c compared) (reason, bool) {
 	if why, ok := r.differs[f]; ok {
 		return why, true
 	}
-	// Where one has an answer and the other has none, the difference is in that.
-	if f != result && r.differs[result] != "" && f != says {
-		return r.differs[result], true
+	// Where the results differ, so does all that comes of them.
+	if why := r.differs[result]; why != "" && c.official[result] != c.broker[result] {
+		return why, true
 	}
 	why, ok := everywhere[f]
 	return why, ok && c.official[result] == "token" && c.broker[result] == "token"
@@ -146,10 +146,10 @@ func (c compared) cell(o outcome) string {
 	parts = append(parts, text)
 	isHelper := fmt.Sprint(o) == fmt.Sprint(c.helper) && o[keyType] == ""
 	for _, f := range order {
-		if o[f] == "" || c.beyond || isHelper || f == result || f == registry {
+		if o[f] == "" || isHelper || f == result || f == registry {
 			continue
 		}
-		if f == says || c.differs[f] != "" {
+		if f == says || c.differs[f] != "" || c.beyond && (f == identity || f == keyType) {
 			parts = append(parts, fmt.Sprintf("%s: %s", f, o[f]))
 		}
 	}

@@ -18,6 +18,11 @@ var bin string
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	// Most of these tests wait for retries. A -parallel on the command line wins, since it is read later.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "credential-broker-test-peers-")
 	if err == nil {

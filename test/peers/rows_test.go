@@ -49,12 +49,14 @@ var everywhere = map[field]reason{
 }
 
 const (
-	account = "123456789012"
-	repo    = "team/app"
-	plain   = account + ".dkr.ecr.eu-west-1.amazonaws.com"
-	issuer  = "https://oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLE"
-	podRole = "arn:aws:iam::" + account + ":role/pod"
-	subject = "system:serviceaccount:shop:cart"
+	account   = "123456789012"
+	repo      = "team/app"
+	other     = "210987654321"
+	otherHost = other + ".dkr.ecr.eu-west-1.amazonaws.com"
+	plain     = account + ".dkr.ecr.eu-west-1.amazonaws.com"
+	issuer    = "https://oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLE"
+	podRole   = "arn:aws:iam::" + account + ":role/pod"
+	subject   = "system:serviceaccount:shop:cart"
 )
 
 // mayPull is what a node may do: AWS's AmazonEC2ContainerRegistryPullOnly, and the same for ECR Public.
@@ -71,7 +73,9 @@ var mayAssume = cloud.Statement{Actions: []string{"sts:AssumeRole"}, Resources: 
 
 // in asks for an image of a registry.
 func (s *scene) in(host string) {
-	s.AddRegistry(host, cloud.Repository{Name: repo})
+	if strings.Contains(host, ".dkr") {
+		s.AddRegistry(strings.TrimSuffix(host, ":443"), cloud.Repository{Name: repo})
+	}
 	s.image = host + "/" + repo
 }
 
@@ -135,7 +139,7 @@ func host(name, host, region string) row {
 
 // at is a row about an image of the usual registry.
 func at(section, name string, given func(*scene)) row {
-	return row{section: section, name: name, want: "token", given: func(s *scene) {
+	return row{section: section, name: name, want: "token", noHelper: section == pods, given: func(s *scene) {
 		s.in(plain)
 		given(s)
 	}}
@@ -172,9 +176,20 @@ const (
 
 // Reasons that more than one row has.
 const (
+	ownHosts  reason = "a token is asked for only where the host is ECR's, region and domain of one partition: whoever runs another would be handed the token"
 	sameKind  reason = "the API of the same kind as the host is asked: who names a FIPS or dual-stack host has a rule or a network that wants it"
+	noFIPS    reason = "AWS documents no FIPS endpoint of ECR there, and the plain one is not what the host's name asks for; the error says so"
 	advises   reason = "the error says what to do"
 	podNamed  reason = "CloudTrail shows whose pod it was"
+	portKept  reason = "the kubelet looks for the host with its port"
+	mute      reason = "it says only that it found no credentials; why is in its log file"
+	checked   reason = "a program that anybody may replace is not run with the node's rights"
+	patient   reason = "throttling passes: tried again, with growing pauses, for as long as the provider's timeout allows; the SDK's default is three times"
+	skewed    reason = "AWS's own clock is in its answer; the request is signed by that, once"
+	inTime    reason = "the answer comes within the provider's timeout (3 s here). The official provider waits 30 s for each of three attempts, and the kubelet ends it after 60"
+	noBodies  reason = "nothing of an answer's body is repeated"
+	asItIs    reason = "a custom endpoint is used as it is; the SDK refuses a kind of endpoint beside it"
+	onlyV2    reason = "the first version answers whoever gets a program on the node to fetch a URL: it is not used, and AWS advises to switch it off; a hop limit of 2 mends this"
 	anyway    reason = "what is public can be pulled without a token, at a lower rate"
 	noCaching reason = "there is nothing to keep for long: a permission that has just been granted is soon used"
 )
@@ -193,18 +208,19 @@ func rows() []row {
 		host("isolated", account+".dkr.ecr.us-isof-south-1.csp.hci.ic.gov", "us-isof-south-1"),
 		host("FIPS", account+".dkr.ecr-fips.us-east-1.amazonaws.com", "us-east-1").but(api, sameKind),
 		host("FIPS, GovCloud", account+".dkr.ecr-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1").but(api, sameKind),
-		host("FIPS where AWS has none", account+".dkr.ecr-fips.eu-west-1.amazonaws.com", "eu-west-1").fails(tells("FIPS", "FIPS")),
+		host("FIPS where AWS has none", account+".dkr.ecr-fips.eu-west-1.amazonaws.com", "eu-west-1").fails(tells("FIPS", "FIPS")).but(result, noFIPS).helped(noFIPS),
 		host("dual-stack", account+".dkr-ecr.eu-west-1.on.aws", "eu-west-1").but(api, sameKind),
 		host("dual-stack, China", account+".dkr-ecr.cn-north-1.on.amazonwebservices.com.cn", "cn-north-1").but(api, sameKind),
 		host("dual-stack, FIPS", account+".dkr-ecr-fips.us-east-1.on.aws", "us-east-1").but(api, sameKind),
-		host("port named", plain+":443", "eu-west-1"),
-		host("a region of another partition", account+".dkr.ecr.cn-north-1.amazonaws.com", "cn-north-1").wants("nothing"),
-		{section: hosts, name: "not ECR's, no region in the environment: `registry.example`", want: "nothing", given: func(s *scene) { s.in("registry.example"); s.node(mayPull) }},
+		host("port named", plain+":443", "eu-west-1").but(registry, portKept).but(authKeys, portKept),
+		host("a region of another partition", account+".dkr.ecr.cn-north-1.amazonaws.com", "cn-north-1").wants("nothing").but(result, ownHosts).helped(ownHosts),
+		{section: hosts, name: "not ECR's, no region in the environment: `registry.example`", want: "nothing", given: func(s *scene) { s.in("registry.example"); s.node(mayPull) },
+			differs: map[field]reason{result: "an image that is not ECR's is no failure: other providers may know it"}, helper: "a helper has no other way to say so"},
 		{section: hosts, name: "not ECR's, AWS_REGION set: `registry.example`", want: "nothing", given: func(s *scene) {
 			s.in("registry.example")
 			s.node(mayPull)
 			s.add("AWS_REGION=eu-west-1")
-		}},
+		}, differs: map[field]reason{result: ownHosts}, helper: "a helper has no other way to say so"},
 		{section: hosts, name: "another account's, which lets this one pull", want: "token", given: func(s *scene) {
 			s.image = "210987654321.dkr.ecr.eu-west-1.amazonaws.com/" + repo
 			s.AddRegistry("210987654321.dkr.ecr.eu-west-1.amazonaws.com", cloud.Repository{Name: repo, Pull: []string{account}})
@@ -212,13 +228,13 @@ func rows() []row {
 		}},
 
 		{section: public, name: "`public.ecr.aws`", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.node(mayPull) }},
-		{section: public, name: "`ecr-public.aws.com` (dual-stack)", want: "token", given: func(s *scene) { s.in("ecr-public.aws.com"); s.node(mayPull) }},
-		{section: public, name: "without an identity", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws") }},
-		{section: public, name: "the identity may not ask for a token", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws"); s.node() }},
+		{section: public, name: "`ecr-public.aws.com` (dual-stack)", want: "token", given: func(s *scene) { s.in("ecr-public.aws.com"); s.node(mayPull) }, differs: map[field]reason{api: sameKind}},
+		{section: public, name: "without an identity", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws") }, differs: map[field]reason{result: anyway}, helper: anyway},
+		{section: public, name: "the identity may not ask for a token", want: "nothing", given: func(s *scene) { s.in("public.ecr.aws"); s.node() }, differs: map[field]reason{result: anyway}, helper: anyway},
 		{section: public, name: "keys of GovCloud", want: "nothing", given: func(s *scene) {
 			s.in("public.ecr.aws")
 			s.add(s.keys("us-gov-west-1", mayPull).Environ()...)
-		}},
+		}, differs: map[field]reason{result: anyway}, helper: anyway},
 
 		at(nodes, "keys in a shared credentials file, by AWS_PROFILE", func(s *scene) {
 			k := s.keys("", mayPull)
@@ -233,35 +249,49 @@ func rows() []row {
 			s.add("AWS_PROFILE=puller")
 		}),
 		at(nodes, "`credential_process`", func(s *scene) { s.process(0o755) }),
-		at(nodes, "`credential_process` that anybody on the node may change", func(s *scene) { s.process(0o777) }).fails(),
+		at(nodes, "`credential_process` that anybody on the node may change", func(s *scene) { s.process(0o777) }).fails(tells("which file", "bin/process"), tells("what to do", "chmod")).but(result, checked).helped(checked),
 		at(nodes, "AWS_WEB_IDENTITY_TOKEN_FILE and AWS_ROLE_ARN", func(s *scene) {
 			s.pod(nil)
 			s.add("AWS_WEB_IDENTITY_TOKEN_FILE="+s.write("token", s.token, 0o600), "AWS_ROLE_ARN="+podRole, "AWS_ROLE_SESSION_NAME=node-7")
 			s.token = ""
 		}),
 		at(nodes, "instance metadata", func(s *scene) { s.add(s.Instance(s.instanceRole()).Environ()...) }),
+		at(nodes, "instance metadata, version 1 only allowed beside it, and the token's answer lost (hop limit of 1)", func(s *scene) {
+			i := s.Instance(s.instanceRole())
+			i.AllowV1()
+			i.ExceedHopLimit()
+			s.add(i.Environ()...)
+		}).fails(tells("the request for a token", "getToken|api/token")).but(result, onlyV2).helped(onlyV2),
+		at(nodes, "instance metadata switched off", func(s *scene) {
+			i := s.Instance(s.instanceRole())
+			i.Disable()
+			s.add(i.Environ()...)
+		}).fails(tells("the status", "403"), tells("instance metadata", "IMDS|instance metadata")),
+		at(nodes, "an instance without a role", func(s *scene) { s.add(s.Instance("").Environ()...) }).
+			fails(tells("the status", "404"), tells("instance metadata", "IMDS|instance metadata"), tells("attach an instance role", "attach an instance role")).but(says, advises),
 		at(nodes, "container credentials endpoint (EKS Pod Identity, ECS)", func(s *scene) {
 			s.add(s.Container(s.role("arn:aws:iam::" + account + ":role/task")).Environ()...)
 		}),
 		at(nodes, "none at all", func(*scene) {}).fails(
-			tells("what was tried", "environment.*shared configuration.*container credentials.*instance metadata"), tells("instance metadata", "IMDS|instance metadata")),
+			tells("what was tried", "environment.*shared configuration.*container credentials.*instance metadata"), tells("instance metadata", "IMDS|instance metadata")).but(says, advises),
 
-		at(pods, "role in the annotation", func(s *scene) { s.pod(nil); s.annotate(podRole) }),
-		at(pods, "role in AWS_ECR_ROLE_ARN", func(s *scene) { s.pod(nil); s.add("AWS_ECR_ROLE_ARN=" + podRole) }),
+		at(pods, "role in the annotation", func(s *scene) { s.pod(nil); s.annotate(podRole) }).but(session, podNamed),
+		at(pods, "role in AWS_ECR_ROLE_ARN", func(s *scene) { s.pod(nil); s.add("AWS_ECR_ROLE_ARN=" + podRole) }).but(session, podNamed),
 		at(pods, "no role: the node's identity", func(s *scene) { s.pod(nil); s.node(mayPull) }),
 		at(pods, "the annotation is empty, AWS_ECR_ROLE_ARN is set", func(s *scene) { s.pod(nil); s.annotate(""); s.add("AWS_ECR_ROLE_ARN=" + podRole); s.node(mayPull) }),
-		{section: pods, name: "ECR Public, AWS_REGION set", want: "token", given: func(s *scene) {
+		{section: pods, noHelper: true, name: "ECR Public, AWS_REGION set", want: "token", given: func(s *scene) {
 			s.in("public.ecr.aws")
 			s.pod(nil)
 			s.annotate(podRole)
 			s.add("AWS_REGION=eu-west-1")
-		}},
-		{section: pods, name: "ECR Public, no AWS_REGION", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.pod(nil); s.annotate(podRole) }},
+		}, differs: map[field]reason{session: podNamed}},
+		{section: pods, noHelper: true, name: "ECR Public, no AWS_REGION", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.pod(nil); s.annotate(podRole) },
+			differs: map[field]reason{result: "ECR Public's region is known, and its STS is asked"}},
 		at(pods, "the role does not trust this service account", func(s *scene) {
 			s.pod(map[string]any{"sub": "system:serviceaccount:shop:other"})
 			s.annotate(podRole)
 			s.node(mayPull)
-		}).fails(tells("AccessDenied", "AccessDenied"), tells("the role", podRole), tells("the subject", "shop:other")),
+		}).fails(tells("AccessDenied", "AccessDenied"), tells("the role", podRole), tells("the subject", "shop:other")).but(says, advises),
 		at(pods, "the token's issuer is not the account's", func(s *scene) {
 			s.pod(nil)
 			s.token = s.AddIssuer("https://oidc.example").Token(map[string]any{"sub": subject, "aud": []string{audience}})
@@ -274,25 +304,25 @@ func rows() []row {
 			s.node(mayPull)
 		}).fails(tells("ExpiredToken", "Expired|expired")),
 
-		at(troubles, "the identity may not ask for a token", func(s *scene) { s.node() }).fails(access, operation, statement),
+		at(troubles, "the identity may not ask for a token", func(s *scene) { s.node() }).fails(access, operation, statement).but(says, advises),
 		at(troubles, "the access key is unknown", func(s *scene) {
 			s.add("AWS_ACCESS_KEY_ID=AKIAUNKNOWN000000000", "AWS_SECRET_ACCESS_KEY=unknown")
-		}).fails(tells("the code", "UnrecognizedClientException"), tells("what it means", "does not know this access key")),
+		}).fails(tells("the code", "UnrecognizedClientException"), tells("what it means", "does not know this access key")).but(says, advises),
 		at(troubles, "the secret key is wrong", func(s *scene) {
 			k := s.keys("", mayPull)
 			s.add("AWS_ACCESS_KEY_ID="+k.AccessKeyID, "AWS_SECRET_ACCESS_KEY=wrong")
-		}).fails(tells("the code", "InvalidSignatureException"), tells("what it means", "secret access key does not belong")),
-		at(troubles, "the session has expired", func(s *scene) { s.add(s.expired()...) }).fails(tells("the code", "ExpiredToken"), tells("what it means", "credentials have expired")),
+		}).fails(tells("the code", "InvalidSignatureException"), tells("what it means", "secret access key does not belong")).but(says, advises),
+		at(troubles, "the session has expired", func(s *scene) { s.add(s.expired()...) }).fails(tells("the code", "ExpiredToken"), tells("what it means", "credentials have expired")).but(says, advises),
 		at(troubles, "throttled once", func(s *scene) { s.node(mayPull); s.Fail(cloud.Fault{Service: "ecr", Times: 1}) }),
-		at(troubles, "throttled four times", func(s *scene) { s.node(mayPull); s.Fail(cloud.Fault{Service: "ecr", Times: 4}) }),
+		at(troubles, "throttled four times", func(s *scene) { s.node(mayPull); s.Fail(cloud.Fault{Service: "ecr", Times: 4}) }).
+			but(result, patient).helped(patient),
 		at(troubles, "throttled without end", func(s *scene) {
 			s.timeout = "4s"
 			s.node(mayPull)
 			s.Fail(cloud.Fault{Service: "ecr"})
-		}).fails(tells("ThrottlingException", "Throttling"), tells("throttled", "throttled")),
-		at(troubles, "the clock is 20 minutes behind", func(s *scene) { s.node(mayPull); s.SetClockOffset(20 * time.Minute) }),
-		at(troubles, "the clock is 20 minutes ahead", func(s *scene) { s.node(mayPull); s.SetClockOffset(-20 * time.Minute) }).
-			fails(tells("the code", "InvalidSignatureException"), tells("that it is the clock", "clock is 20m[0-9.]*s? ahead")),
+		}).fails(tells("ThrottlingException", "Throttling"), tells("throttled", "throttled")).but(says, advises),
+		at(troubles, "the clock is 20 minutes behind", func(s *scene) { s.node(mayPull); s.SetClockOffset(20 * time.Minute) }).but(result, skewed).helped(skewed),
+		at(troubles, "the clock is 20 minutes ahead", func(s *scene) { s.node(mayPull); s.SetClockOffset(-20 * time.Minute) }).but(result, skewed).helped(skewed),
 		at(troubles, "ECR answers 500 once", func(s *scene) {
 			s.node(mayPull)
 			s.Fail(cloud.Fault{Service: "ecr", Times: 1, Status: 500, Code: "ServerException"})
@@ -306,7 +336,7 @@ func rows() []row {
 			s.timeout, s.patience = "3s", 10*time.Second
 			s.node(mayPull)
 			s.Fail(cloud.Fault{Service: "ecr", Hang: true})
-		}).fails(tells("who did not answer", "api.ecr.eu-west-1.amazonaws.com.*no answer")),
+		}).fails(tells("who did not answer", "api.ecr.eu-west-1.amazonaws.com.*no answer")).but(result, inTime).helped(inTime),
 		at(troubles, "connections to ECR are cut", func(s *scene) {
 			s.timeout = "4s"
 			s.node(mayPull)
@@ -315,15 +345,19 @@ func rows() []row {
 		at(troubles, "the answer is an error page with a secret in it", func(s *scene) {
 			s.node(mayPull)
 			s.Fail(cloud.Fault{Service: "ecr", Status: 403, Code: "AccessDeniedException", Body: `{"__type":"AccessDeniedException","message":"no: ` + secret + `"}`})
-		}).fails(access, tells("the secret", secret)),
+		}).fails(access, tells("the secret", secret)).but(says, noBodies),
 		at(troubles, "a proxy's certificate is of an unknown CA", func(s *scene) {
 			other := s.write("other.pem", otherCA(s), 0o600)
 			s.node(mayPull)
 			s.timeout = "4s"
-			s.add("AWS_CA_BUNDLE=", "SSL_CERT_FILE="+other)
+			s.add("AWS_CA_BUNDLE=", "SSL_CERT_FILE="+other, "SSL_CERT_DIR="+s.TempDir())
 		}).fails(tells("unknown authority", "certificate signed by unknown authority"), tells("AWS_CA_BUNDLE", "AWS_CA_BUNDLE")),
 
-		at(ways, "AWS_ENDPOINT_URL_ECR", func(s *scene) { s.node(mayPull); s.add("AWS_ENDPOINT_URL_ECR=" + endpoint) }),
+		at(ways, "AWS_ENDPOINT_URL_ECR", func(s *scene) {
+			s.node(mayPull)
+			s.AddEndpoint(endpoint, "ecr", "eu-west-1")
+			s.add("AWS_ENDPOINT_URL_ECR=https://" + endpoint)
+		}),
 		{section: ways, name: "AWS_ENDPOINT_URL_ECR and a FIPS host", want: "token", given: func(s *scene) {
 			s.in(account + ".dkr.ecr-fips.us-east-1.amazonaws.com")
 			s.node(mayPull)
@@ -331,24 +365,80 @@ func rows() []row {
 		}},
 		at(ways, "AWS_ENDPOINT_URL_ECR and AWS_USE_DUALSTACK_ENDPOINT", func(s *scene) {
 			s.node(mayPull)
-			s.add("AWS_ENDPOINT_URL_ECR="+endpoint, "AWS_USE_DUALSTACK_ENDPOINT=true")
-		}),
+			s.AddEndpoint(endpoint, "ecr", "eu-west-1")
+			s.add("AWS_ENDPOINT_URL_ECR=https://"+endpoint, "AWS_USE_DUALSTACK_ENDPOINT=true")
+		}).but(result, asItIs).helped(asItIs),
 		at(ways, "AWS_USE_DUALSTACK_ENDPOINT", func(s *scene) { s.node(mayPull); s.add("AWS_USE_DUALSTACK_ENDPOINT=true") }),
 		{section: ways, name: "AWS_USE_FIPS_ENDPOINT", want: "token", given: func(s *scene) {
 			s.in(account + ".dkr.ecr.us-east-1.amazonaws.com")
 			s.node(mayPull)
 			s.add("AWS_USE_FIPS_ENDPOINT=true")
-		}},
+		}, differs: map[field]reason{api: "two names of one endpoint: that of the SDK's newer version"}},
 		at(ways, "the proxy is down", func(s *scene) {
 			s.timeout = "4s"
 			s.node(mayPull)
 			s.add("HTTPS_PROXY=http://127.0.0.1:1", "https_proxy=http://127.0.0.1:1")
 		}).fails(tells("proxy", "proxy"), tells("connection refused", "connection refused")),
+
+		at(settings, "a chain of roles: `roleARN`, `externalID`, `via`", func(s *scene) {
+			hop := s.role("arn:aws:iam::"+account+":role/hop", cloud.Trust{AWS: account})
+			s.AddRole(cloud.Role{ARN: hop, Trust: []cloud.Trust{{AWS: account}}, Policy: []cloud.Statement{mayAssume}})
+			s.AddRole(cloud.Role{ARN: "arn:aws:iam::" + other + ":role/pull", Trust: []cloud.Trust{{AWS: hop, ExternalID: "registry-7"}}, Policy: []cloud.Statement{mayPull}})
+			s.AddRegistry(otherHost, cloud.Repository{Name: repo})
+			s.image = otherHost + "/" + repo
+			s.node(mayAssume)
+			s.settings = map[string]any{"via": []any{map[string]any{"roleARN": hop}}, "roleARN": "arn:aws:iam::" + other + ":role/pull", "externalID": "registry-7"}
+		}).beyondPeers(),
+		at(settings, "a role for the registry's account: `roles`", func(s *scene) {
+			s.AddRole(cloud.Role{ARN: "arn:aws:iam::" + other + ":role/pull", Trust: []cloud.Trust{{AWS: account}}, Policy: []cloud.Statement{mayPull}})
+			s.AddRegistry(otherHost, cloud.Repository{Name: repo})
+			s.image = otherHost + "/" + repo
+			s.node(mayAssume)
+			s.settings = map[string]any{"roles": []any{map[string]any{"accounts": []string{other}, "roleARN": "arn:aws:iam::" + other + ":role/pull"}}}
+		}).beyondPeers(),
+		at(settings, "an OIDC issuer outside AWS: `webIdentity`", func(s *scene) {
+			from := s.AddIssuer("https://oidc.example")
+			s.AddOIDCProvider(account, "https://oidc.example", audience)
+			role := s.role("arn:aws:iam::"+account+":role/outside", cloud.Trust{Federated: "https://oidc.example", Audience: audience, Subject: "node-7"})
+			file := s.write("token", from.Token(map[string]any{"sub": "node-7", "aud": audience}), 0o600)
+			s.settings = map[string]any{"roleARN": role, "webIdentity": map[string]any{"file": map[string]any{"path": file}}}
+		}).beyondPeers(),
+		at(settings, "pods without a role get nothing: `podIdentity: Require`", func(s *scene) {
+			s.pod(nil)
+			s.node(mayPull)
+			s.settings = map[string]any{"podIdentity": "Require"}
+		}).fails(tells("what to do", roleAnnotation)).beyondPeers(),
+		at(settings, "the node's identity although there is a pod's: `podIdentity: Off`", func(s *scene) {
+			s.pod(nil)
+			s.annotate(podRole)
+			s.node(mayPull)
+			s.settings = map[string]any{"podIdentity": "Off"}
+		}).beyondPeers(),
+		{section: settings, beyond: true, name: "a partition that nobody knows yet: `registrySuffixes`", want: "token", given: func(s *scene) {
+			s.in(account + ".dkr.ecr.eu-example-1.amazonaws.example")
+			s.AddEndpoint("api.ecr.eu-example-1.amazonaws.example", "ecr", "eu-example-1")
+			s.node(mayPull)
+			s.settings = map[string]any{"registrySuffixes": []string{"amazonaws.example"}}
+		}},
+		at(settings, "each image by itself: `scope: image`", func(s *scene) {
+			s.node(mayPull)
+			s.settings = map[string]any{"scope": "image"}
+		}).beyondPeers(),
+		{section: settings, beyond: true, name: "no anonymous pulls from ECR Public: `public: required`", want: "failure", tells: []fact{statement}, given: func(s *scene) {
+			s.in("public.ecr.aws")
+			s.node()
+			s.settings = map[string]any{"public": "required"}
+		}},
+		{section: settings, beyond: true, name: "always anonymous pulls from ECR Public: `public: anonymous`", want: "nothing", given: func(s *scene) {
+			s.in("public.ecr.aws")
+			s.node(mayPull)
+			s.settings = map[string]any{"public": "anonymous"}
+		}},
 	}
 }
 
 // endpoint is a custom one: an interface endpoint's own name.
-const endpoint = "https://vpce-0123456789abcdef0-abcdefgh.api.ecr.eu-west-1.vpce.amazonaws.com"
+const endpoint = "vpce-0123456789abcdef0-abcdefgh.api.ecr.eu-west-1.vpce.amazonaws.com"
 
 // secret is something that no message may have in it.
 const secret = "canary-of-an-answer" //nolint:gosec // it is none
@@ -364,7 +454,12 @@ func (s *scene) process(mode os.FileMode) {
 }
 
 // expired are the credentials of a session that is over.
-func (s *scene) expired() []string { return nil }
+func (s *scene) expired() []string {
+	s.SetClockOffset(-24 * time.Hour)
+	_, values := metadata{s.T, s.Instance(s.instanceRole()).URL()}.credentials()
+	s.SetClockOffset(0)
+	return cloud.Keys{AccessKeyID: values["AccessKeyId"], SecretAccessKey: values["SecretAccessKey"], SessionToken: values["Token"]}.Environ()
+}
 
 // otherCA is the certificate of a CA that nobody has signed anything with.
 func otherCA(s *scene) string {

@@ -271,11 +271,12 @@ func (s *scene) outcome(r raw, row row) outcome {
 	default:
 		o[result] = "token"
 		o[authKeys] = strings.Join(slices.Sorted(maps.Keys(r.auth)), " ")
-		for _, l := range r.auth {
-			o[registry] = takes
-			if err := s.Pull(s.image, l.Username, l.Password); err != nil {
-				o[registry] = err.Error()
+		for key, l := range r.auth {
+			if host, _, _ := strings.Cut(s.image, "/"); key != host && key != s.image {
+				o[registry] = "is not asked: the kubelet finds nothing for " + host
+				continue
 			}
+			o[registry] = s.pull(l)
 		}
 	}
 	o[keyType] = r.keyType
@@ -283,6 +284,15 @@ func (s *scene) outcome(r raw, row row) outcome {
 		o[duration] = s.duration(r.duration)
 	}
 	return o
+}
+
+// pull lets the fake registry judge.
+func (s *scene) pull(l login) string {
+	host, path, _ := strings.Cut(s.image, "/")
+	if err := s.Pull(strings.TrimSuffix(host, ":443")+"/"+path, l.Username, l.Password); err != nil {
+		return err.Error()
+	}
+	return takes
 }
 
 // duration says what a cacheDuration comes to.
@@ -302,15 +312,21 @@ func (s *scene) duration(text *string) string {
 	case near(tokenLife - 5*time.Minute):
 		return "the token's life less 5 minutes"
 	}
-	return d.String()
+	return d.Round(5 * time.Minute).String()
 }
 
 var assumed = regexp.MustCompile(`^arn:([a-z-]+):sts::([0-9]{12}):assumed-role/([^/]+)/(.+)$`)
 
+// sessions that the cloud names are named at random.
+var randomSession = regexp.MustCompile(`^(i-0|eks-)[0-9A-Za-z-]+$`)
+
 // principal takes an ARN apart: who, and the name of the session.
 func principal(arn string) (who, session string) {
 	if parts := assumed.FindStringSubmatch(arn); parts != nil {
-		return fmt.Sprintf("role %s of %s", parts[3], parts[2]), parts[4]
+		if session = parts[4]; randomSession.MatchString(session) {
+			session = "named by the cloud"
+		}
+		return fmt.Sprintf("role %s of %s", parts[3], parts[2]), session
 	}
 	return arn, ""
 }
