@@ -392,4 +392,3 @@ func fails(t *testing.T, err error, kind backends.Kind, words ...string) {
 		}
 	}
 }
-

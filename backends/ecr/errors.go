@@ -112,13 +112,13 @@ func causeOf(err error) cause {
 			return c
 		}
 	}
-	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && response.Response != nil {
-		switch status := response.HTTPStatusCode(); {
-		case status == http.StatusTooManyRequests:
-			return causeThrottled
-		case status == http.StatusForbidden, status == http.StatusUnauthorized:
-			return causeDenied
-		}
+	switch statusOf(err) {
+	case 0:
+	case http.StatusTooManyRequests:
+		return causeThrottled
+	case http.StatusForbidden, http.StatusUnauthorized:
+		return causeDenied
+	default:
 		return causeOther
 	}
 	if _, ok := errors.AsType[*url.Error](err); ok || errors.Is(err, context.DeadlineExceeded) {
@@ -127,12 +127,20 @@ func causeOf(err error) cause {
 	return causeOther
 }
 
+// statusOf is the HTTP status of the answer; 0 if there was none.
+func statusOf(err error) int {
+	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && response.Response != nil && response.Response.Response != nil {
+		return response.Response.StatusCode
+	}
+	return 0
+}
+
 // skewOf is how far this machine's clock is ahead of that of whoever answered; 0 if that is not known.
 func skewOf(err error) time.Duration {
-	response, ok := errors.AsType[*smithyhttp.ResponseError](err)
-	if !ok || response.Response == nil {
+	if statusOf(err) == 0 {
 		return 0
 	}
+	response, _ := errors.AsType[*smithyhttp.ResponseError](err)
 	date, parseErr := http.ParseTime(response.Response.Header.Get("Date"))
 	if parseErr != nil {
 		return 0
@@ -145,30 +153,32 @@ func validCode(s string) bool { return consistsOf(s, ".:_-", 1, 100) }
 
 // spoken makes an error of the SDK fit for a message: what was called, and the code, status and request ID of the answer.
 func spoken(err error) error {
-	var parts []string
+	what := ""
 	if op, ok := errors.AsType[*smithy.OperationError](err); ok {
-		parts = append(parts, op.Service()+" "+op.Operation())
+		what = op.Service() + " " + op.Operation() + ": "
+		err = op.Err
 	}
-	response, answered := errors.AsType[*smithyhttp.ResponseError](err)
+	status := statusOf(err)
 	api, hasCode := errors.AsType[smithy.APIError](err)
-	switch unreadable := (*smithy.DeserializationError)(nil); {
+	var unreadable *smithy.DeserializationError
+	switch {
 	case hasCode && validCode(api.ErrorCode()):
-		parts = append(parts, api.ErrorCode())
+		what += api.ErrorCode()
 	case errors.As(err, &unreadable):
-		parts = append(parts, "the answer is not what AWS documents")
-	case hasCode, answered:
-		parts = append(parts, "refused without a code that is known")
+		what += "the answer is not what AWS documents"
+	case hasCode, status != 0:
+		what += "refused without a code that is known"
 	default:
-		return errors.New(strings.Join(append(parts, unanswered(err)), ": "))
+		what += unanswered(err)
 	}
-	if answered && response.Response != nil {
-		where := fmt.Sprintf("status %d", response.HTTPStatusCode())
+	if status != 0 {
+		what += fmt.Sprintf(" (status %d", status)
 		if with, ok := errors.AsType[*awshttp.ResponseError](err); ok && validCode(with.ServiceRequestID()) {
-			where += ", request " + with.ServiceRequestID()
+			what += ", request " + with.ServiceRequestID()
 		}
-		parts[len(parts)-1] += " (" + where + ")"
+		what += ")"
 	}
-	return errors.New(strings.Join(parts, ": "))
+	return errors.New(what)
 }
 
 // unanswered is the text of an error to which no answer has led.

@@ -3,8 +3,11 @@ package ecr
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,22 +20,74 @@ import (
 // instance whose hop limit is 1 never answers a container.
 const metadataTimeout = time.Second
 
-// metadataClient asks metadata services: never through a proxy, never for long, never elsewhere.
-var metadataClient = sync.OnceValue(func() *http.Client {
-	return &http.Client{
-		Timeout: metadataTimeout,
-		Transport: &http.Transport{
-			Proxy:             nil,
-			DialContext:       (&net.Dialer{Timeout: metadataTimeout}).DialContext,
-			MaxIdleConns:      2,
-			IdleConnTimeout:   10 * time.Second,
-			ForceAttemptHTTP2: false,
-		},
+// metadata is how metadata services are asked: never through a proxy, never for long, never elsewhere. It remembers the last thing that came of it, since the SDK's errors bury that.
+type metadata struct {
+	client *http.Client
+
+	mu   sync.Mutex
+	last string
+}
+
+func newMetadata() *metadata {
+	m := &metadata{}
+	transport := &http.Transport{ // without Proxy
+		DialContext:     (&net.Dialer{Timeout: metadataTimeout}).DialContext,
+		MaxIdleConns:    2,
+		IdleConnTimeout: 10 * time.Second,
+	}
+	m.client = &http.Client{
+		Timeout:       metadataTimeout,
+		Transport:     roundTripper(func(r *http.Request) (*http.Response, error) { return m.heed(r)(transport.RoundTrip(r)) }),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-})
+	return m
+}
 
-// metadataRetryer tries again what a metadata service refused for the moment (429, 5xx), but not what it did not answer: an absent one has to be known soon.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// heed notes what came of a request.
+func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Response, error) {
+	began := time.Now()
+	return func(response *http.Response, err error) (*http.Response, error) {
+		var refused *net.OpError
+		var s string
+		switch {
+		case err == nil:
+			s = fmt.Sprintf("status %d", response.StatusCode)
+			switch {
+			case response.StatusCode == http.StatusNotFound && strings.Contains(r.URL.Path, "/security-credentials"):
+				s += ": the instance has no role"
+			case response.StatusCode == http.StatusForbidden:
+				s += ": it is switched off for this instance"
+			}
+		case time.Since(began) >= metadataTimeout, r.Context().Err() != nil:
+			s = fmt.Sprintf("no answer within %s: there is none here, or the instance's hop limit is too low for a container", metadataTimeout)
+		case errors.As(err, &refused):
+			s = cut(refused.Err.Error())
+		default:
+			s = "no answer"
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.last = r.URL.Host + ": " + s
+		return response, err
+	}
+}
+
+// outcome is the last of them; if nothing was asked, what the SDK says.
+func (m *metadata) outcome(err error) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last != "" {
+		return m.last
+	}
+	return spoken(err).Error()
+}
+
+// metadataRetryer tries again what a metadata service refused for the moment (429, 5xx), but not what nobody answered: an absent one has to be known soon.
 func metadataRetryer() aws.Retryer {
 	return impatient{retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxBackoff = 200 * time.Millisecond
@@ -43,13 +98,14 @@ func metadataRetryer() aws.Retryer {
 type impatient struct{ *retry.Standard }
 
 func (i impatient) IsErrorRetryable(err error) bool {
-	var timeout net.Error
-	return !(errors.As(err, &timeout) && timeout.Timeout()) && i.Standard.IsErrorRetryable(err)
+	var unanswered *url.Error
+	return !errors.As(err, &unanswered) && i.Standard.IsErrorRetryable(err)
 }
 
 // lazyIMDS is made when the chain comes to it, from the configuration that has been loaded by then.
 type lazyIMDS struct {
 	cfg  *aws.Config
+	http *metadata
 	once sync.Once
 	imds *imds.Client
 }
@@ -58,7 +114,7 @@ type lazyIMDS struct {
 func (l *lazyIMDS) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, options ...func(*imds.Options)) (*imds.GetMetadataOutput, error) {
 	l.once.Do(func() {
 		l.imds = imds.NewFromConfig(*l.cfg, func(o *imds.Options) {
-			o.HTTPClient, o.Retryer = metadataClient(), metadataRetryer()
+			o.HTTPClient, o.Retryer = l.http.client, metadataRetryer()
 			o.EnableFallback = aws.FalseTernary // IMDSv2 only: the first version's answers can be had through any open proxy on the machine
 		})
 	})

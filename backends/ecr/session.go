@@ -36,6 +36,8 @@ type session struct {
 	tried   tried
 	retryer aws.RetryerV2
 	own     *Config
+
+	metadata *metadata
 }
 
 // sessions are made when they are first needed, and kept: they hold the credentials of the default chain and the connections.
@@ -88,14 +90,14 @@ func (all *sessions) get(ctx context.Context, reg registry) (*session, error) {
 // make reads the environment and the shared configuration files. Nothing is sent yet.
 func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error) {
 	c := all.own
-	s := &session{web: all.web, retryer: all.retryer, own: c}
-	instance := &lazyIMDS{cfg: &s.cfg}
+	s := &session{web: all.web, retryer: all.retryer, own: c, metadata: newMetadata()}
+	instance := &lazyIMDS{cfg: &s.cfg, http: s.metadata}
 	options := []func(*config.LoadOptions) error{
 		config.WithRegion(key.region),
 		config.WithHTTPClient(all.client),
 		config.WithRetryer(func() aws.Retryer { return all.retryer }),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = instance }),
-		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = metadataClient(), metadataRetryer() }),
+		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = s.metadata.client, metadataRetryer() }),
 		// The SDK's own warnings may quote answers.
 		config.WithLogger(logging.Nop{}),
 	}
@@ -230,11 +232,11 @@ func (s *session) noCredentials(err error) error {
 		add("environment (no AWS_ACCESS_KEY_ID, no AWS_WEB_IDENTITY_TOKEN_FILE)")
 		add("shared configuration (%s)", sharedFiles(env))
 		if env.ContainerCredentialsRelativePath != "" || env.ContainerCredentialsEndpoint != "" {
-			add("container credentials endpoint (%s)", why)
+			add("container credentials endpoint (%s)", s.metadata.outcome(err))
 			break
 		}
 		add("container credentials endpoint (no AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI)")
-		add("instance metadata (%s)", why)
+		add("instance metadata (%s)", s.metadata.outcome(err))
 	}
 	return causeOf(err).kind()(noIdentity("no AWS credentials: tried %s: attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)", strings.Join(list, "; ")))
 }

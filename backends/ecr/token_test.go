@@ -89,7 +89,9 @@ func TestAFailureIsNobodyElses(t *testing.T) {
 	if _, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) { return token{}, denied }); !errors.Is(err, denied) {
 		t.Errorf("got %v", err)
 	}
-	got, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) { return token{password: "p", expires: time.Now().Add(time.Hour)}, nil })
+	got, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) {
+		return token{password: "p", expires: time.Now().Add(time.Hour)}, nil
+	})
 	if err != nil || got.password != "p" {
 		t.Errorf("got %v, %v", got, err)
 	}
