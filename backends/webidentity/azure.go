@@ -60,7 +60,7 @@ func (a *azure) Token(ctx context.Context) (Token, error) {
 			query.Set(name, value)
 		}
 	}
-	req, err := endpointURL(a.endpoint, "/metadata/identity/oauth2/token", query)
+	req, err := metadataRequest(ctx, a.endpoint, "/metadata/identity/oauth2/token", query)
 	if err != nil {
 		return Token{}, a.judge.misconfigured("", a.String(), "its address is none: %w; set endpoint, or mend AZURE_POD_IDENTITY_AUTHORITY_HOST", err)
 	}

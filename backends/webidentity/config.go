@@ -352,11 +352,8 @@ func isUUID(s string) bool {
 		return false
 	}
 	for i, r := range s {
-		if i == 8 || i == 13 || i == 18 || i == 23 {
-			if r != '-' {
-				return false
-			}
-		} else if !(r >= '0' && r <= '9' || r >= 'a' && r <= 'f' || r >= 'A' && r <= 'F') {
+		hyphen := i == 8 || i == 13 || i == 18 || i == 23
+		if hyphen && r != '-' || !hyphen && !strings.ContainsRune("0123456789abcdefABCDEF", r) {
 			return false
 		}
 	}

@@ -40,7 +40,7 @@ func (g *google) String() string { return "Google's metadata server at " + witho
 // Token asks for the instance's identity token in its standard form, without details of the instance: a cloud that takes Google's tokens goes by aud, azp and sub.
 // See https://cloud.google.com/compute/docs/instances/verifying-instance-identity.
 func (g *google) Token(ctx context.Context) (Token, error) {
-	req, err := endpointURL(g.endpoint, "/computeMetadata/v1/instance/service-accounts/"+g.account+"/identity", url.Values{"audience": {g.judge.audience}, "format": {"standard"}})
+	req, err := metadataRequest(ctx, g.endpoint, "/computeMetadata/v1/instance/service-accounts/"+g.account+"/identity", url.Values{"audience": {g.judge.audience}, "format": {"standard"}})
 	if err != nil {
 		return Token{}, g.judge.misconfigured("", g.String(), "its address is none: %w; set endpoint, or mend GCE_METADATA_HOST", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -58,10 +59,8 @@ func ask(ctx context.Context, client *http.Client, req *http.Request, w world, a
 		if seconds, err := strconv.Atoi(a.header.Get("Retry-After")); err == nil && seconds >= 0 {
 			pause = max(pause, time.Duration(min(seconds, 3))*time.Second)
 		}
-		if deadline, ok := ctx.Deadline(); ok && w.now().Add(pause).After(deadline) {
-			return a, nil // the answer that there is says more than the lack of one
-		}
-		if w.wait(ctx, pause) != nil {
+		// The answer that there is says more than the lack of one would.
+		if deadline, ok := ctx.Deadline(); ok && w.now().Add(pause).After(deadline) || !w.wait(ctx, pause) {
 			return a, nil
 		}
 		pause *= 3
@@ -128,13 +127,13 @@ func unreached(ctx context.Context, err error) error {
 	return errors.New("no valid HTTP answer came")
 }
 
-// endpointURL puts a path behind an address that was given without or with one.
-func endpointURL(base, path string, query url.Values) (*http.Request, error) {
+// metadataRequest asks for a path at the address of a metadata service.
+func metadataRequest(ctx context.Context, base, path string, query url.Values) (*http.Request, error) {
 	u, err := url.Parse(base)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
+	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(u.Path, "//") {
 		return nil, errors.New("want a URL such as http://169.254.169.254")
 	}
 	u = u.JoinPath(path)
 	u.RawQuery, u.Fragment = query.Encode(), ""
-	return http.NewRequest(http.MethodGet, u.String(), http.NoBody)
+	return http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 }

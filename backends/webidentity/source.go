@@ -16,18 +16,18 @@ import (
 type world struct {
 	env  func(name string) string
 	now  func() time.Time
-	wait func(ctx context.Context, d time.Duration) error
+	wait func(ctx context.Context, d time.Duration) (waited bool) // false: ctx ended before
 }
 
 func realWorld() world {
-	return world{env: os.Getenv, now: time.Now, wait: func(ctx context.Context, d time.Duration) error {
+	return world{env: os.Getenv, now: time.Now, wait: func(ctx context.Context, d time.Duration) bool {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-			return nil
+			return true
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return false
 		}
 	}}
 }

@@ -1,5 +1,3 @@
-//go:build pendingspiffe
-
 package webidentity
 
 import (
@@ -141,8 +139,7 @@ func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 func (d *dialer) failure() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var op *net.OpError
-	if errors.As(d.err, &op) {
+	if op, ok := errors.AsType[*net.OpError](d.err); ok {
 		return op.Err
 	}
 	return d.err
