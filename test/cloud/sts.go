@@ -406,7 +406,6 @@ type webIdentity struct {
 	claims          map[string]any
 }
 
-
 // webIdentity verifies a token for the account that the role is in.
 func (call *stsCall) webIdentity(token string) (*webIdentity, *refusal) {
 	invalid := func(message string) *refusal {
