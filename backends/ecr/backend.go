@@ -52,7 +52,7 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 		response.Scope, key = backends.ScopeImage, string(req.Image)
 	}
 	anonymously := func() backends.Response {
-		response.CacheDuration = new(time.Duration(anonymousFor))
+		response.CacheDuration = new(anonymousFor)
 		return response
 	}
 	if reg.public && b.cfg.Public == PublicAnonymous {

@@ -2,11 +2,11 @@ package ecr
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -90,12 +90,11 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 
 // statement is what to add to a policy.
 func statement(resource string, actions ...string) string {
-	b, _ := json.Marshal(struct {
-		Effect   string
-		Action   []string
-		Resource string
-	}{"Allow", actions, resource})
-	return string(b)
+	quoted := make([]string, 0, len(actions))
+	for _, action := range actions {
+		quoted = append(quoted, strconv.Quote(action))
+	}
+	return fmt.Sprintf(`{"Effect":"Allow","Action":[%s],"Resource":%q}`, strings.Join(quoted, ","), resource)
 }
 
 // noSuchLayer is a digest that no layer has.

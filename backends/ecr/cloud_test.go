@@ -213,7 +213,7 @@ func TestIdentities(t *testing.T) {
 			addNodeRole(c, cloud.Trust{AWS: nodeUser})
 			return Config{RoleARN: podRole, Roles: []AccountRole{{Accounts: []string{"999999999999"}, RoleARN: podRole}, {Accounts: []string{account}, RoleARN: nodeRole}}}, backends.Request{}
 		}, session(nodeRole, defaultSessionName)},
-		{"a pod with a role of its own", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
+		{"a pod with a role of its own", func(_ *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			issuer := c.AddIssuer(cluster)
 			c.AddOIDCProvider(account, cluster, "sts.amazonaws.com")
 			c.AddRole(cloud.Role{ARN: podRole, Trust: []cloud.Trust{webTrust(cluster, "system:serviceaccount:team-a:builder")}, Policy: cloud.PullPolicy()})

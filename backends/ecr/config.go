@@ -1,6 +1,7 @@
 package ecr
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -136,17 +137,12 @@ func validSuffix(s string) bool {
 }
 
 // withDefaults fills in what was left out.
-func (c Config) withDefaults() Config {
-	if c.PodIdentity == "" {
-		c.PodIdentity = PodIdentityPrefer
-	}
-	if c.Public == "" {
-		c.Public = PublicAnonymousFallback
-	}
-	if c.Scope == "" {
-		c.Scope = ScopeRegistry
-	}
-	return c
+func (c *Config) withDefaults() Config {
+	full := *c
+	full.PodIdentity = cmp.Or(c.PodIdentity, PodIdentityPrefer)
+	full.Public = cmp.Or(c.Public, PublicAnonymousFallback)
+	full.Scope = cmp.Or(c.Scope, ScopeRegistry)
+	return full
 }
 
 // role is the one of the top level.

@@ -41,8 +41,10 @@ func TestValidate(t *testing.T) {
 		}, fields: []string{"roleARN", "via[0].roleARN", "via[1].sessionName", "roles[0].accounts", "roles[1].externalID", "roles[1].accounts[0]", "roles[2].accounts[0]", "podRoleARN"}},
 		{name: "an external id without a role", config: Config{ExternalID: "xx"}, fields: []string{"roleARN"}},
 		{name: "tags", config: Config{RoleARN: roleA, SessionTags: map[string]string{"": "x"}}, fields: []string{"sessionTags"}},
-		{name: "places", config: Config{RegistrySuffixes: []string{"amazonaws", "*.example", "a.example:port"}, Endpoint: "vpce.example", STSEndpoint: "https://u:p@sts.example", STSRegion: "EU", Proxy: "proxy:hunter2"},
-			fields: []string{"registrySuffixes[0]", "registrySuffixes[1]", "registrySuffixes[2]", "endpoint", "stsEndpoint", "stsRegion", "proxy"}},
+		{
+			name: "places", config: Config{RegistrySuffixes: []string{"amazonaws", "*.example", "a.example:port"}, Endpoint: "vpce.example", STSEndpoint: "https://u:p@sts.example", STSRegion: "EU", Proxy: "proxy:hunter2"},
+			fields: []string{"registrySuffixes[0]", "registrySuffixes[1]", "registrySuffixes[2]", "endpoint", "stsEndpoint", "stsRegion", "proxy"},
+		},
 		{name: "a web identity without a role", config: Config{WebIdentity: webFile}, fields: []string{"roleARN"}},
 		{name: "a web identity's role", config: Config{WebIdentity: webFile, RoleARN: roleA, ExternalID: "xx", SessionTags: tags}, fields: []string{"externalID", "sessionTags"}},
 		{name: "a web identity's role by account", config: Config{WebIdentity: webFile, Roles: []AccountRole{{Accounts: []string{"111111111111"}, RoleARN: roleA, ExternalID: "xx"}}}, fields: []string{"roles[0].externalID"}},
@@ -100,7 +102,7 @@ func TestWhoAsks(t *testing.T) {
 		err     string
 	}{
 		{name: "the node", config: config(nil), roles: []string{roleA}},
-		{name: "the node, without roles", config: Config{}.withDefaults()},
+		{name: "the node, without roles", config: config(func(c *Config) { *c = Config{} })},
 		{name: "the node, by account", config: config(func(c *Config) { c.Via = []Role{{RoleARN: roleB}} }), account: "999999999999", roles: []string{roleB, roleC}},
 		{name: "a pod with a role", config: config(nil), request: backends.Request{Token: "t", Annotations: annotated}, roles: []string{roleB}, pod: true},
 		{name: "a pod with the default role", config: config(func(c *Config) { c.PodRoleARN = roleC }), request: backends.Request{Token: "t"}, roles: []string{roleC}, pod: true},

@@ -233,7 +233,7 @@ type advice func(c cause, err error) string
 
 // explain makes the error of a call: what was being done, what came of it, and what to do.
 func (c *call) explain(err error, doing string, specific advice) error {
-	why, attempts := c.failure(err)
+	attempts, why := c.failure(err)
 	found := causeOf(why)
 	text := doing + ": " + spoken(why).Error()
 	if attempts > 1 {

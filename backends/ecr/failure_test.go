@@ -15,7 +15,7 @@ import (
 // TestFailures: each failure says what was done, what AWS said of it, and what to do; none repeats an answer or a secret.
 func TestFailures(t *testing.T) {
 	denied := cloud.Statement{Actions: []string{"s3:*"}}
-	token := func(t *testing.T, c *cloud.Cloud, change func(map[string]any)) backends.Request {
+	token := func(c *cloud.Cloud, change func(map[string]any)) backends.Request {
 		c.AddOIDCProvider(account, cluster, "sts.amazonaws.com")
 		c.AddRole(cloud.Role{ARN: podRole, Trust: []cloud.Trust{{Federated: cluster, Audience: "sts.amazonaws.com", Subject: "system:serviceaccount:team-a:*"}}, Policy: cloud.PullPolicy()})
 		return backends.Request{Token: backends.Secret(serviceAccountToken(c.AddIssuer(cluster), "team-a", "builder", change)), Annotations: map[string]string{roleAnnotation: podRole}}
@@ -86,23 +86,23 @@ func TestFailures(t *testing.T) {
 			addNodeRole(c, cloud.Trust{AWS: nodeUser})
 			return Config{RoleARN: nodeRole, SessionTags: map[string]string{"a": "b"}}, backends.Request{}
 		}, backends.KindRefused, []string{"sts:TagSession"}},
-		{"a pod that the role does not trust", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
-			return Config{}, token(t, c, func(claims map[string]any) { claims["sub"] = "system:serviceaccount:team-b:builder" })
+		{"a pod that the role does not trust", func(_ *testing.T, c *cloud.Cloud) (Config, backends.Request) {
+			return Config{}, token(c, func(claims map[string]any) { claims["sub"] = "system:serviceaccount:team-b:builder" })
 		}, backends.KindRefused, []string{"assume " + podRole + " with the pod's service account token: STS AssumeRoleWithWebIdentity: AccessDenied", `issuer "` + cluster + `" with sub "system:serviceaccount:team-b:builder", aud "sts.amazonaws.com"`}},
-		{"a pod's token for somebody else", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
-			return Config{}, token(t, c, func(claims map[string]any) { claims["aud"] = "vault" })
+		{"a pod's token for somebody else", func(_ *testing.T, c *cloud.Cloud) (Config, backends.Request) {
+			return Config{}, token(c, func(claims map[string]any) { claims["aud"] = "vault" })
 		}, backends.KindRefused, []string{"InvalidIdentityToken", `needs an IAM OIDC provider for issuer "` + cluster + `" with audience "vault"`}},
-		{"a pod's token that has expired", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
-			return Config{}, token(t, c, func(claims map[string]any) {
+		{"a pod's token that has expired", func(_ *testing.T, c *cloud.Cloud) (Config, backends.Request) {
+			return Config{}, token(c, func(claims map[string]any) {
 				claims["iat"], claims["exp"] = time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-time.Hour).Unix()
 			})
 		}, backends.KindUnavailable, []string{"ExpiredTokenException", "the token has expired at"}},
-		{"a pod's token that is none", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
-			r := token(t, c, nil)
+		{"a pod's token that is none", func(_ *testing.T, c *cloud.Cloud) (Config, backends.Request) {
+			r := token(c, nil)
 			r.Token = canary
 			return Config{}, r
 		}, backends.KindRefused, []string{"InvalidIdentityToken"}},
-		{"nobody at all", func(t *testing.T, _ *cloud.Cloud) (Config, backends.Request) {
+		{"nobody at all", func(_ *testing.T, _ *cloud.Cloud) (Config, backends.Request) {
 			return Config{}, backends.Request{}
 		}, backends.KindUnavailable, []string{"no AWS credentials: tried environment (no AWS_ACCESS_KEY_ID", "shared configuration (no /", "container credentials endpoint (no AWS_CONTAINER", "instance metadata (", "AWS_EC2_METADATA_DISABLED", "attach an instance role"}},
 		{"an instance without a role", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
@@ -116,7 +116,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE="+write(t, canary))
 			return Config{}, backends.Request{}
 		}, backends.KindRefused, []string{"container credentials endpoint (127.0.0.1:", "status 401"}},
-		{"a profile that is not there", func(t *testing.T, _ *cloud.Cloud) (Config, backends.Request) {
+		{"a profile that is not there", func(_ *testing.T, _ *cloud.Cloud) (Config, backends.Request) {
 			return Config{Profile: "puller"}, backends.Request{}
 		}, backends.KindMisconfigured, []string{"load the AWS configuration", "puller"}},
 		{"a credential_process that others can write", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -31,12 +30,12 @@ type who struct {
 
 // key tells identities apart without holding a secret.
 func (w who) key() string {
-	chain, _ := json.Marshal(w.chain) // maps are written in order
+	chain := fmt.Sprintf("%q", w.chain) // maps are printed in order
 	if w.pod == "" {
-		return "node " + string(chain)
+		return "node " + chain
 	}
 	sum := sha256.Sum256([]byte(w.pod))
-	return "pod " + hex.EncodeToString(sum[:]) + " " + string(chain)
+	return "pod " + hex.EncodeToString(sum[:]) + " " + chain
 }
 
 // who finds out whose identity a request is made with.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -35,8 +36,8 @@ func (s *session) processCredentials(innermost *config.SharedConfig) aws.Credent
 			roles = append(roles, profile)
 		}
 	}
-	for i := len(roles) - 1; i >= 0; i-- {
-		role, with := roles[i], provider
+	for _, role := range slices.Backward(roles) {
+		with := provider
 		provider = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
 			sts.NewFromConfig(s.cfg, func(o *sts.Options) { o.Credentials = with }), role.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) {
@@ -55,7 +56,7 @@ func (s *session) processCredentials(innermost *config.SharedConfig) aws.Credent
 // processOutput is what a credential_process prints (AWS SDKs and Tools Reference Guide, "Process credential provider").
 type processOutput struct {
 	Version         int
-	AccessKeyId     string //nolint:revive // the documented name
+	AccessKeyID     string `json:"AccessKeyId"`
 	SecretAccessKey string
 	SessionToken    string
 	Expiration      *time.Time
@@ -89,12 +90,12 @@ func runProcess(ctx context.Context, command string) (aws.Credentials, error) {
 		return aws.Credentials{}, fmt.Errorf("credential_process %s printed no JSON as AWS documents it", path)
 	case out.Version != 1:
 		return aws.Credentials{}, fmt.Errorf("credential_process %s: Version is %d, want 1", path, out.Version)
-	case out.AccessKeyId == "" || out.SecretAccessKey == "":
+	case out.AccessKeyID == "" || out.SecretAccessKey == "":
 		return aws.Credentials{}, fmt.Errorf("credential_process %s printed no AccessKeyId or no SecretAccessKey", path)
 	case out.Expiration != nil && !out.Expiration.After(time.Now()):
 		return aws.Credentials{}, fmt.Errorf("credential_process %s printed credentials that have expired at %s", path, out.Expiration.UTC().Format(time.RFC3339))
 	}
-	c := aws.Credentials{AccessKeyID: out.AccessKeyId, SecretAccessKey: out.SecretAccessKey, SessionToken: out.SessionToken, Source: "credential_process"}
+	c := aws.Credentials{AccessKeyID: out.AccessKeyID, SecretAccessKey: out.SecretAccessKey, SessionToken: out.SessionToken, Source: "credential_process"}
 	if out.Expiration != nil {
 		c.CanExpire, c.Expires = true, *out.Expiration
 	}

@@ -60,11 +60,11 @@ func (c *call) RetryDelay(attempt int, err error) (time.Duration, error) {
 }
 
 // failure is why the call failed at last: not the end of its time, if there is something better.
-func (c *call) failure(err error) (why error, attempts int) {
+func (c *call) failure(err error) (attempts int, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil && c.last != nil {
-		return c.last, c.attempts
+		return c.attempts, c.last
 	}
-	return err, max(c.attempts, 1)
+	return max(c.attempts, 1), err
 }
