@@ -49,7 +49,7 @@ type Config struct {
 	STSEndpoint string `json:"stsEndpoint"`
 	// STSRegion is the region whose STS is asked. Default: the registry's.
 	STSRegion string `json:"stsRegion"`
-	// Proxy is the URL of the proxy for the AWS APIs. Default: HTTPS_PROXY and NO_PROXY. Metadata services are never asked through a proxy.
+	// Proxy is the URL of the proxy for the AWS APIs. It takes the place of HTTPS_PROXY; NO_PROXY still holds. Metadata services are never asked through a proxy.
 	Proxy backends.Secret `json:"proxy"`
 }
 

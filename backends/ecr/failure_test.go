@@ -3,6 +3,8 @@ package ecr
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -166,6 +168,21 @@ func TestFailures(t *testing.T) {
 
 // canary is a text that no message may have.
 const canary = "canary/c4nary+hunter2"
+
+// TestRedirects: whoever redirects a call does not have it made elsewhere, with the pod's token in its body.
+func TestRedirects(t *testing.T) {
+	aws := setUp(t)
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s was asked of another host", r.Method, r.URL) }))
+	defer elsewhere.Close()
+	here := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
+	defer here.Close()
+	token := serviceAccountToken(aws.AddIssuer(cluster), "team-a", "builder", nil)
+	_, err := backendFor(t, aws, Config{STSEndpoint: here.URL, PodRoleARN: podRole}).Credentials(t.Context(), backends.Request{Image: image, Token: backends.Secret(token)})
+	fails(t, err, backends.KindUnavailable, "status 307")
+	setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
+	_, err = backendFor(t, aws, Config{Endpoint: here.URL}).Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, backends.KindUnavailable, "status 307")
+}
 
 func TestThrottledForAMoment(t *testing.T) {
 	aws := setUp(t)

@@ -38,7 +38,7 @@ func newMetadata() *metadata {
 	m.client = &http.Client{
 		Timeout:       metadataTimeout,
 		Transport:     roundTripper(func(r *http.Request) (*http.Response, error) { return m.heed(r)(transport.RoundTrip(r)) }),
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		CheckRedirect: staysHere,
 	}
 	return m
 }

@@ -9,8 +9,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 )
 
-// maxAttempts is never reached in a provider's usual time: its deadline ends the trying. ECR allows 20 calls a second for each account and region, and a fleet that starts at once is throttled.
-const maxAttempts = 20
+const (
+	// maxAttempts of a call that is throttled are not reached in a provider's usual time: its deadline ends the trying. ECR allows 20 calls a second for each account and region, and a fleet
+	// that starts at once is throttled.
+	maxAttempts = 20
+	// maxOtherAttempts is how often a call is made that fails for other reasons, as in the SDK: whoever waits for the answer is better served with what is wrong.
+	maxOtherAttempts = 3
+)
 
 // newRetryer is the SDK's adaptive one: exponential backoff with full jitter, and a rate of its own once throttled.
 func newRetryer() aws.RetryerV2 {
@@ -38,6 +43,7 @@ type call struct {
 	mu       sync.Mutex
 	last     error
 	attempts int
+	others   int // of them, those that were not throttled
 }
 
 func newCall(ctx context.Context, r aws.RetryerV2) *call { return &call{RetryerV2: r, ctx: ctx} }
@@ -47,6 +53,11 @@ func (c *call) IsErrorRetryable(err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last, c.attempts = err, c.attempts+1
+	if causeOf(err) != causeThrottled {
+		if c.others++; c.others >= maxOtherAttempts {
+			return false
+		}
+	}
 	return c.RetryerV2.IsErrorRetryable(err)
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/logging"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
@@ -66,8 +67,9 @@ func newSessions(c *Config) (*sessions, error) {
 	s.client = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.TLSClientConfig.MinVersion = tls.VersionTLS12
 		if c.Proxy != "" {
-			proxy, _ := url.Parse(string(c.Proxy)) // validated
-			t.Proxy = http.ProxyURL(proxy)
+			environment := httpproxy.FromEnvironment()
+			choose := (&httpproxy.Config{HTTPProxy: string(c.Proxy), HTTPSProxy: string(c.Proxy), NoProxy: environment.NoProxy}).ProxyFunc()
+			t.Proxy = func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
 		}
 	})
 	return s, nil
@@ -108,6 +110,9 @@ func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error)
 	if err != nil {
 		return nil, backends.InvalidConfig("", "load the AWS configuration: %w", spoken(err))
 	}
+	if client, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok { // which has AWS_CA_BUNDLE by now
+		cfg.HTTPClient = &http.Client{Transport: client.GetTransport(), CheckRedirect: staysHere}
+	}
 	s.cfg = cfg
 	s.base = cfg.Credentials
 	s.tried = whatIsTried(cfg, c.Profile)
@@ -127,6 +132,9 @@ func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error)
 	})
 	return s, nil
 }
+
+// staysHere follows no redirect: AWS's APIs have none, and what is sent, a pod's token in it, would be sent once more to wherever one points.
+func staysHere(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // api is a client for the ECR API at the endpoint of the registry's kind.
 func (s *session) api(as aws.CredentialsProvider, reg registry, call *call) (*ecr.Client, error) {
