@@ -251,7 +251,7 @@ func getDownloadURLForLayer(call *jsonCall) (any, *refusal) {
 	if no != nil {
 		return nil, no
 	}
-	if input.LayerDigest != digest(config) {
+	if input.LayerDigest != digest(imageConfig) {
 		return nil, &refusal{
 			http.StatusBadRequest, "LayersNotFoundException",
 			"The layer with digest '" + input.LayerDigest + "' does not exist in the repository with name '" + repository.Name + "' in registry with id '" + g.account + "'",
@@ -267,8 +267,8 @@ func batchCheckLayerAvailability(call *jsonCall) (any, *refusal) {
 	}
 	layers, failures := []any{}, []any{}
 	for _, d := range input.LayerDigests {
-		if d == digest(config) {
-			layers = append(layers, map[string]any{"layerDigest": d, "layerAvailability": "AVAILABLE", "layerSize": len(config)})
+		if d == digest(imageConfig) {
+			layers = append(layers, map[string]any{"layerDigest": d, "layerAvailability": "AVAILABLE", "layerSize": len(imageConfig)})
 			continue
 		}
 		failures = append(failures, map[string]any{"layerDigest": d, "failureCode": "MissingLayerDigest", "failureReason": "The layer digest does not exist."})

@@ -43,7 +43,7 @@ type password struct {
 
 // An image without layers, which is what every tag of every repository is.
 const (
-	config       = `{}`
+	imageConfig  = `{}`
 	manifestType = "application/vnd.oci.image.manifest.v1+json"
 	manifest     = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":` +
 		`"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}`
@@ -301,8 +301,8 @@ func requested(r *http.Request) (name, content string, ok bool) {
 		return "", "", false
 	case m[2] == "manifests" && (!strings.Contains(m[3], ":") || m[3] == digest(manifest)):
 		return m[1], manifest, true
-	case m[2] == "blobs" && m[3] == digest(config):
-		return m[1], config, true
+	case m[2] == "blobs" && m[3] == digest(imageConfig):
+		return m[1], imageConfig, true
 	}
 	return "", "", false
 }

@@ -193,7 +193,7 @@ func TestSessionPolicyOnlyTakesAway(t *testing.T) {
 	k := c.AddUser(testUser)
 	c.AddRole(Role{ARN: testRole, Trust: []Trust{{AWS: testUser}}, Policy: []Statement{{Actions: []string{"ecr:Get*"}}}})
 	for policy, want := range map[string]bool{
-		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"ecr:*","Resource":"*"}]}`:              true,
+		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"ecr:*","Resource":"*"}]}`:               true,
 		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecr:BatchGetImage"],"Resource":"*"}]}`: false,
 	} {
 		answer, err := sts.NewFromConfig(c.config(t, k, "eu-west-1")).AssumeRole(t.Context(), &sts.AssumeRoleInput{RoleArn: aws.String(testRole), RoleSessionName: aws.String("name"), Policy: &policy})
@@ -261,7 +261,9 @@ func TestAssumeRoleWithWebIdentity(t *testing.T) {
 		{name: "an issuer out of reach", arrange: func(c *Cloud, _ *Issuer) { c.Fail(Fault{Service: "issuer"}) }, want: "400 IDPCommunicationError"},
 		{
 			name: "an issuer that rejects", want: "403 IDPRejectedClaim",
-			arrange: func(c *Cloud, _ *Issuer) { c.Fail(Fault{Operation: "AssumeRoleWithWebIdentity", Status: 403, Code: "IDPRejectedClaim"}) },
+			arrange: func(c *Cloud, _ *Issuer) {
+				c.Fail(Fault{Operation: "AssumeRoleWithWebIdentity", Status: 403, Code: "IDPRejectedClaim"})
+			},
 		},
 		{name: "a session name with a colon", input: sts.AssumeRoleWithWebIdentityInput{RoleSessionName: aws.String("a:b")}, want: "400 ValidationError"},
 		{name: "a role of another partition", input: sts.AssumeRoleWithWebIdentityInput{RoleArn: aws.String("arn:aws-cn:iam::111122223333:role/puller")}, want: "400 ValidationError"},
