@@ -128,7 +128,7 @@ func TestInstanceMetadataIsNeverAskedThroughAProxy(t *testing.T) {
 			t.Parallel()
 			var mu sync.Mutex
 			asked := 0
-			proxy := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			proxy := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				mu.Lock()
 				defer mu.Unlock()
 				asked++

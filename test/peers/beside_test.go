@@ -13,7 +13,6 @@ import (
 type compared struct {
 	row
 	official, helper, broker outcome
-	done                     bool
 }
 
 // TestTheBrokerBesideTheOfficialProvider asks the same of both, and of the ECR helper. What differs must be declared in the row, and what is declared must differ; the document that shows it
@@ -37,7 +36,7 @@ func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
 	}
 	text := document(results)
 	if *flagUpdate {
-		if err := os.WriteFile(documentFile, []byte(text), 0o644); err != nil { //nolint:gosec // a document
+		if err := os.WriteFile(documentFile, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -55,6 +54,14 @@ func (r row) compare(t *testing.T) compared {
 	}
 	if r.want == "token" && c.broker[registry] != takes {
 		t.Errorf("the registry does not take the broker's token: %s", c.broker[registry])
+	}
+	if d := c.broker[duration]; r.want == "token" && d != "the token's life less 5 minutes" {
+		t.Errorf("the broker's cacheDuration is %s, want the token's life less 5 minutes", d)
+	}
+	for _, f := range r.tells {
+		if told := slices.Contains(strings.Split(c.broker[says], ", "), f.name); told == f.never {
+			t.Errorf("the broker's error tells %q: %t", f.name, told)
+		}
 	}
 	if r.beyond {
 		return c
@@ -110,10 +117,11 @@ The same requests, environment and cloud (a fake one, which verifies signatures,
 - **broker**: the broker with one provider, ` + "`backend: ecr`" + `, with no settings, unless the row says so.
 
 A *token* is one with which the registry lets the image be pulled; *nothing* is an answer without credentials, with which the kubelet pulls anonymously; a *failure* is exit status 1 with a reason on
-standard error. Where the official provider and the broker differ, the last column says why. What no column mentions is equal.
+standard error, and *tells* what the reason names of that which its reader would want to know (the helper keeps its reasons in a log file). Where the official provider and the broker differ, the
+last column says why. What no column mentions is equal: user name, keys, cache hints, the API that was asked, and as whom.
 
 `)
-	b.WriteString("Everywhere:\n\n")
+	b.WriteString("One difference is everywhere:\n\n")
 	for _, f := range order {
 		if why := everywhere[f]; why != "" {
 			fmt.Fprintf(&b, "- **%s**: official: half the token's life; broker: its life less 5 minutes. %s.\n", f, why)
@@ -125,7 +133,7 @@ standard error. Where the official provider and the broker differ, the last colu
 			section = c.section
 			fmt.Fprintf(&b, "\n## %s\n\n| asked | official | helper | broker | why it differs |\n| --- | --- | --- | --- | --- |\n", section)
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", c.name, c.cell(c.official), c.cell(c.helper), c.cell(c.broker), c.why())
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", c.name, c.cell(c.official), c.cell(c.helper.asked()), c.cell(c.broker), c.why())
 	}
 	return b.String()
 }
@@ -138,22 +146,25 @@ func (c compared) cell(o outcome) string {
 	case o == nil:
 		return "–"
 	}
-	var parts []string
-	text := o[result]
+	parts := []string{o[result]}
 	if o[result] == "token" && o[registry] != takes {
-		text = "a token that the registry does not take: " + o[registry]
+		parts[0] = "**token that is of no use**: " + o[registry]
 	}
-	parts = append(parts, text)
-	isHelper := fmt.Sprint(o) == fmt.Sprint(c.helper) && o[keyType] == ""
-	for _, f := range order {
-		if o[f] == "" || isHelper || f == result || f == registry {
-			continue
-		}
-		if f == says || c.differs[f] != "" || c.beyond && (f == identity || f == keyType) {
+	for _, f := range order[2:] {
+		shown := c.differs[f] != "" || f == says || c.beyond && (f == identity || f == keyType)
+		if o[f] != "" && shown {
 			parts = append(parts, fmt.Sprintf("%s: %s", f, o[f]))
 		}
 	}
 	return strings.ReplaceAll(strings.Join(parts, "; "), "|", "\\|")
+}
+
+// asked is the helper's part of what was asked: it has fewer fields, and keeps its reasons to itself.
+func (o outcome) asked() outcome {
+	if o == nil {
+		return nil
+	}
+	return outcome{result: o[result], registry: o[registry], api: o[api]}
 }
 
 // why are the reasons for the row's differences, each once.
@@ -164,8 +175,8 @@ func (c compared) why() string {
 			all = append(all, why)
 		}
 	}
-	if c.row.helper != "" {
-		all = append(all, "helper: "+string(c.row.helper))
+	if why := string(c.row.helper); why != "" && !slices.Contains(all, why) {
+		all = append(all, "helper: "+why)
 	}
 	return strings.Join(all, "; ")
 }

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	tokenHeader    = "X-Aws-Ec2-Metadata-Token"             //nolint:gosec // a header's name
-	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds" //nolint:gosec // a header's name
+	tokenHeader    = "X-Aws-Ec2-Metadata-Token"
+	tokenTTLHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 	credentialsOf  = "/latest/meta-data/iam/security-credentials/"
 )
 
@@ -197,6 +197,7 @@ func TestTheFakeInstanceMetadataAnswersAsAmazonsMock(t *testing.T) {
 func ttl(seconds string) func(metadata) []string {
 	return func(metadata) []string { return []string{tokenTTLHeader, seconds} }
 }
+
 func made(token string) func(metadata) []string {
 	return func(metadata) []string { return []string{tokenHeader, token} }
 }

@@ -36,16 +36,20 @@ type row struct {
 type fact struct {
 	name string
 	sign *regexp.Regexp
+	// never: it must not be told.
+	never bool
 }
 
-func tells(name, sign string) fact { return fact{name, regexp.MustCompile(sign)} }
+func tells(name, sign string) fact { return fact{name, regexp.MustCompile(sign), false} }
+
+func keeps(name, sign string) fact { return fact{name, regexp.MustCompile(sign), true} }
 
 // reason is why a difference is meant.
 type reason string
 
 // everywhere are differences that hold wherever there is a token.
 var everywhere = map[field]reason{
-	duration: "a token is good for all of its life, so half as many are asked for. The official provider counts by the machine's clock, and leaves half of that",
+	duration: "A token is good for all of its life, so half as many are asked for. The official provider counts by the machine's clock, and leaves half of that",
 }
 
 const (
@@ -131,7 +135,7 @@ func partition(region string) string {
 
 // host is a row about a private registry's host, asked by somebody of its partition.
 func host(name, host, region string) row {
-	return row{section: hosts, name: fmt.Sprintf("%s: `%s`", name, host), want: "token", given: func(s *scene) {
+	return row{section: hosts, name: fmt.Sprintf("%s: %#q", name, host), want: "token", given: func(s *scene) {
 		s.in(host)
 		s.add(s.keys(region, mayPull).Environ()...)
 	}}
@@ -156,7 +160,6 @@ func (r row) but(f field, why reason) row {
 }
 
 func (r row) helped(why reason) row   { r.helper = why; return r }
-func (r row) withoutHelper() row      { r.noHelper = true; return r }
 func (r row) beyondPeers() row        { r.beyond = true; return r }
 func (r row) wants(result string) row { r.want = result; return r }
 
@@ -182,11 +185,10 @@ const (
 	advises   reason = "the error says what to do"
 	podNamed  reason = "CloudTrail shows whose pod it was"
 	portKept  reason = "the kubelet looks for the host with its port"
-	mute      reason = "it says only that it found no credentials; why is in its log file"
 	checked   reason = "a program that anybody may replace is not run with the node's rights"
 	patient   reason = "throttling passes: tried again, with growing pauses, for as long as the provider's timeout allows; the SDK's default is three times"
 	skewed    reason = "AWS's own clock is in its answer; the request is signed by that, once"
-	inTime    reason = "the answer comes within the provider's timeout (3 s here). The official provider waits 30 s for each of three attempts, and the kubelet ends it after 60"
+	inTime    reason = "the answer comes within the provider's timeout (3 s here); the official provider waits 30 s for each of three attempts, and the kubelet ends it after 60"
 	noBodies  reason = "nothing of an answer's body is repeated"
 	asItIs    reason = "a custom endpoint is used as it is; the SDK refuses a kind of endpoint beside it"
 	onlyV2    reason = "the first version answers whoever gets a program on the node to fetch a URL: it is not used, and AWS advises to switch it off; a hop limit of 2 mends this"
@@ -196,6 +198,7 @@ const (
 
 func rows() []row {
 	access, operation := tells("AccessDenied", "AccessDenied"), tells("the operation", "GetAuthorizationToken")
+	tried := tells("what was tried", "environment.*shared configuration.*container credentials.*instance metadata")
 	statement := tells("the missing permission", `must allow ecr(-public)?:GetAuthorizationToken`)
 	return []row{
 		host("commercial", plain, "eu-west-1"),
@@ -214,8 +217,10 @@ func rows() []row {
 		host("dual-stack, FIPS", account+".dkr-ecr-fips.us-east-1.on.aws", "us-east-1").but(api, sameKind),
 		host("port named", plain+":443", "eu-west-1").but(registry, portKept).but(authKeys, portKept),
 		host("a region of another partition", account+".dkr.ecr.cn-north-1.amazonaws.com", "cn-north-1").wants("nothing").but(result, ownHosts).helped(ownHosts),
-		{section: hosts, name: "not ECR's, no region in the environment: `registry.example`", want: "nothing", given: func(s *scene) { s.in("registry.example"); s.node(mayPull) },
-			differs: map[field]reason{result: "an image that is not ECR's is no failure: other providers may know it"}, helper: "a helper has no other way to say so"},
+		{
+			section: hosts, name: "not ECR's, no region in the environment: `registry.example`", want: "nothing", given: func(s *scene) { s.in("registry.example"); s.node(mayPull) },
+			differs: map[field]reason{result: "an image that is not ECR's is no failure: other providers may know it"}, helper: "a helper has no other way to say so",
+		},
 		{section: hosts, name: "not ECR's, AWS_REGION set: `registry.example`", want: "nothing", given: func(s *scene) {
 			s.in("registry.example")
 			s.node(mayPull)
@@ -256,12 +261,17 @@ func rows() []row {
 			s.token = ""
 		}),
 		at(nodes, "instance metadata", func(s *scene) { s.add(s.Instance(s.instanceRole()).Environ()...) }),
-		at(nodes, "instance metadata, version 1 only allowed beside it, and the token's answer lost (hop limit of 1)", func(s *scene) {
+		at(nodes, "instance metadata: a hop limit of 1 in the way of version 2, version 1 allowed", func(s *scene) {
 			i := s.Instance(s.instanceRole())
 			i.AllowV1()
 			i.ExceedHopLimit()
 			s.add(i.Environ()...)
-		}).fails(tells("the request for a token", "getToken|api/token")).but(result, onlyV2).helped(onlyV2),
+		}).fails(tells("the hop limit", "hop limit")).but(result, onlyV2).helped(onlyV2),
+		at(nodes, "instance metadata that nobody answers for (a machine outside AWS)", func(s *scene) {
+			i := s.Instance("")
+			i.Absent()
+			s.add(i.Environ()...)
+		}).fails(tried, tells("instance metadata", "IMDS|instance metadata")).but(says, advises),
 		at(nodes, "instance metadata switched off", func(s *scene) {
 			i := s.Instance(s.instanceRole())
 			i.Disable()
@@ -273,7 +283,7 @@ func rows() []row {
 			s.add(s.Container(s.role("arn:aws:iam::" + account + ":role/task")).Environ()...)
 		}),
 		at(nodes, "none at all", func(*scene) {}).fails(
-			tells("what was tried", "environment.*shared configuration.*container credentials.*instance metadata"), tells("instance metadata", "IMDS|instance metadata")).but(says, advises),
+			tried, tells("instance metadata", "IMDS|instance metadata")).but(says, advises),
 
 		at(pods, "role in the annotation", func(s *scene) { s.pod(nil); s.annotate(podRole) }).but(session, podNamed),
 		at(pods, "role in AWS_ECR_ROLE_ARN", func(s *scene) { s.pod(nil); s.add("AWS_ECR_ROLE_ARN=" + podRole) }).but(session, podNamed),
@@ -285,8 +295,10 @@ func rows() []row {
 			s.annotate(podRole)
 			s.add("AWS_REGION=eu-west-1")
 		}, differs: map[field]reason{session: podNamed}},
-		{section: pods, noHelper: true, name: "ECR Public, no AWS_REGION", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.pod(nil); s.annotate(podRole) },
-			differs: map[field]reason{result: "ECR Public's region is known, and its STS is asked"}},
+		{
+			section: pods, noHelper: true, name: "ECR Public, no AWS_REGION", want: "token", given: func(s *scene) { s.in("public.ecr.aws"); s.pod(nil); s.annotate(podRole) },
+			differs: map[field]reason{result: "ECR Public's region is known, and its STS is asked"},
+		},
 		at(pods, "the role does not trust this service account", func(s *scene) {
 			s.pod(map[string]any{"sub": "system:serviceaccount:shop:other"})
 			s.annotate(podRole)
@@ -345,13 +357,13 @@ func rows() []row {
 		at(troubles, "the answer is an error page with a secret in it", func(s *scene) {
 			s.node(mayPull)
 			s.Fail(cloud.Fault{Service: "ecr", Status: 403, Code: "AccessDeniedException", Body: `{"__type":"AccessDeniedException","message":"no: ` + secret + `"}`})
-		}).fails(access, tells("the secret", secret)).but(says, noBodies),
+		}).fails(access, keeps("the secret", secret)).but(says, noBodies),
 		at(troubles, "a proxy's certificate is of an unknown CA", func(s *scene) {
 			other := s.write("other.pem", otherCA(s), 0o600)
 			s.node(mayPull)
 			s.timeout = "4s"
 			s.add("AWS_CA_BUNDLE=", "SSL_CERT_FILE="+other, "SSL_CERT_DIR="+s.TempDir())
-		}).fails(tells("unknown authority", "certificate signed by unknown authority"), tells("AWS_CA_BUNDLE", "AWS_CA_BUNDLE")),
+		}).fails(tells("unknown authority", "certificate signed by unknown authority"), tells("AWS_CA_BUNDLE", "AWS_CA_BUNDLE")).but(says, advises),
 
 		at(ways, "AWS_ENDPOINT_URL_ECR", func(s *scene) {
 			s.node(mayPull)
@@ -441,7 +453,7 @@ func rows() []row {
 const endpoint = "vpce-0123456789abcdef0-abcdefgh.api.ecr.eu-west-1.vpce.amazonaws.com"
 
 // secret is something that no message may have in it.
-const secret = "canary-of-an-answer" //nolint:gosec // it is none
+const secret = "canary-of-an-answer"
 
 // instanceRole is a role for instances.
 func (s *scene) instanceRole() string { return s.role("arn:aws:iam::" + account + ":role/instance") }

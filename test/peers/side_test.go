@@ -42,7 +42,7 @@ type scene struct {
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	s := &scene{T: t, Cloud: cloud.New(t), home: t.TempDir()}
-	if err := os.Chmod(s.home, 0o755); err != nil { //nolint:gosec // the directory of a program that the broker checks may be read by all
+	if err := os.Chmod(s.home, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -52,7 +52,7 @@ func newScene(t *testing.T) *scene {
 func (s *scene) write(name, content string, mode os.FileMode) string {
 	s.Helper()
 	file := filepath.Join(s.home, name)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { //nolint:gosec // as above
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		s.Fatal(err)
 	}
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
@@ -272,8 +272,13 @@ func (s *scene) outcome(r raw, row row) outcome {
 		o[result] = "token"
 		o[authKeys] = strings.Join(slices.Sorted(maps.Keys(r.auth)), " ")
 		for key, l := range r.auth {
-			if host, _, _ := strings.Cut(s.image, "/"); key != host && key != s.image {
-				o[registry] = "is not asked: the kubelet finds nothing for " + host
+			host, _, _ := strings.Cut(s.image, "/")
+			switch {
+			case key != host && key != s.image:
+				o[registry] = "the kubelet looks for " + host
+				continue
+			case !strings.Contains(host, "ecr"):
+				o[registry] = "AWS's, given to " + host
 				continue
 			}
 			o[registry] = s.pull(l)
@@ -315,6 +320,8 @@ func (s *scene) duration(text *string) string {
 	return d.Round(5 * time.Minute).String()
 }
 
+var user = regexp.MustCompile(`^arn:[a-z-]+:iam::([0-9]{12}):user/(.+)$`)
+
 var assumed = regexp.MustCompile(`^arn:([a-z-]+):sts::([0-9]{12}):assumed-role/([^/]+)/(.+)$`)
 
 // sessions that the cloud names are named at random.
@@ -327,6 +334,9 @@ func principal(arn string) (who, session string) {
 			session = "named by the cloud"
 		}
 		return fmt.Sprintf("role %s of %s", parts[3], parts[2]), session
+	}
+	if parts := user.FindStringSubmatch(arn); parts != nil {
+		return fmt.Sprintf("user %s of %s", parts[2], parts[1]), ""
 	}
 	return arn, ""
 }

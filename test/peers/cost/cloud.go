@@ -94,7 +94,7 @@ func startCloud() (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &remote{cmd: exec.Command(self, "-serve")} //nolint:gosec,noctx // this program; it ends with its standard input
+	r := &remote{cmd: exec.Command(self, "-serve")}
 	r.cmd.Stderr = os.Stderr
 	if r.in, err = r.cmd.StdinPipe(); err != nil {
 		return nil, err

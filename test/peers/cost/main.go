@@ -6,8 +6,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +64,7 @@ var (
 
 // bench is the programs, the cloud, and the order in which they are measured.
 type bench struct {
+	out   io.Writer
 	dir   string
 	cloud *remote
 	all   []*measured
@@ -87,7 +90,7 @@ func measure(rounds int) (err error) {
 			err = closing
 		}
 	}()
-	b := &bench{dir: dir, cloud: remote, parts: map[string]map[string][]time.Duration{}}
+	b := &bench{out: os.Stdout, dir: dir, cloud: remote, parts: map[string]map[string][]time.Duration{}}
 	if err := b.things(); err != nil {
 		return err
 	}
@@ -154,7 +157,7 @@ const (
 
 func (b *bench) things() error {
 	start := func(name string, p program.Program, args ...string) {
-		b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd { return exec.Command(b.path(p), args...) }}) //nolint:gosec,noctx // our own programs
+		b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd { return exec.Command(b.path(p), args...) }})
 	}
 	start(empty, emptyProgram)
 	start(help, program.CloudProviderAWS, "--help")
@@ -165,19 +168,24 @@ func (b *bench) things() error {
 		if err != nil {
 			return err
 		}
-		b.whole(c.name, identity{}, program.Broker, "--config", config)
+		if err := b.whole(c.name, identity{}, program.Broker, "--config", config); err != nil {
+			return err
+		}
 	}
 	for _, id := range b.cloud.Identities {
 		config, err := b.config(host, "ecr", id.Token != "")
 		if err != nil {
 			return err
 		}
-		b.whole(theirs+id.Name, id, program.CloudProviderAWS)
-		b.whole(ours+id.Name, id, program.Broker, "--config", config)
+		if err := errors.Join(b.whole(theirs+id.Name, id, program.CloudProviderAWS), b.whole(ours+id.Name, id, program.Broker, "--config", config)); err != nil {
+			return err
+		}
 		if id.Token != "" {
 			continue
 		}
-		b.whole(inProcess+id.Name, id, directProgram, image)
+		if err := b.whole(inProcess+id.Name, id, directProgram, image); err != nil {
+			return err
+		}
 		parts := map[string][]time.Duration{}
 		b.parts[id.Name] = parts
 		b.all[len(b.all)-1].after = func(stdout []byte) error {
@@ -195,18 +203,19 @@ func (b *bench) things() error {
 }
 
 // whole is a whole request.
-func (b *bench) whole(name string, id identity, p program.Program, args ...string) {
+func (b *bench) whole(name string, id identity, p program.Program, args ...string) error {
 	request := map[string]any{"apiVersion": "credentialprovider.kubelet.k8s.io/v1", "kind": "CredentialProviderRequest", "image": image}
 	if id.Token != "" {
 		request["serviceAccountToken"], request["serviceAccountAnnotations"] = id.Token, map[string]string{annotation: podRole}
 	}
-	stdin, _ := json.Marshal(request) // of strings
+	stdin, err := json.Marshal(request)
 	b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd {
-		cmd := exec.Command(b.path(p), args...) //nolint:gosec,noctx // our own programs
+		cmd := exec.Command(b.path(p), args...)
 		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir, "TMPDIR=" + b.dir}, id.Env...)
 		cmd.Stdin = bytes.NewReader(stdin)
 		return cmd
 	}})
+	return err
 }
 
 // config writes a broker configuration with one provider.
@@ -228,12 +237,12 @@ func (b *bench) sameWork() error {
 	byName := b.byName()
 	for _, id := range b.cloud.Identities {
 		a, c := byName[theirs+id.Name].work, byName[ours+id.Name].work
-		fmt.Printf("the cloud's work, %s: %v\n", id.Name, a)
+		fmt.Fprintf(b.out, "the cloud's work, %s: %v\n", id.Name, a)
 		if !a.equal(c) {
 			return fmt.Errorf("%s: the cloud's work for the official provider is %v, for the broker %v", id.Name, a, c)
 		}
 	}
-	fmt.Println()
+	fmt.Fprintln(b.out)
 	return nil
 }
 
@@ -247,20 +256,20 @@ func (b *bench) byName() map[string]*measured {
 
 func (b *bench) report() {
 	byName := b.byName()
-	fmt.Printf("%-55s %9s %9s %9s %9s\n", "", "median", "fastest", "slowest", "× empty")
+	fmt.Fprintf(b.out, "%-68s %9s %9s %9s %9s\n", "", "median", "fastest", "slowest", "× empty")
 	for _, m := range b.all {
 		sorted := slices.Sorted(slices.Values(m.took))
-		fmt.Printf("%-55s %9s %9s %9s %9.2f\n", m.name, ms(median(m.took)), ms(sorted[0]), ms(sorted[len(sorted)-1]), ratio(m, byName[empty]))
+		fmt.Fprintf(b.out, "%-68s %9s %9s %9s %9.2f\n", m.name, ms(median(m.took)), ms(sorted[0]), ms(sorted[len(sorted)-1]), ratio(m, byName[empty]))
 	}
-	fmt.Println()
+	fmt.Fprintln(b.out)
 	for _, id := range b.cloud.Identities {
-		fmt.Printf("%-55s %9.2f   (goal: at most %.1f, beyond: %.1f)\n", "ours × the official provider, "+id.Name, ratio(byName[ours+id.Name], byName[theirs+id.Name]), goal, beyond)
+		fmt.Fprintf(b.out, "%-68s %9.2f   (goal: at most %.1f, beyond: %.1f)\n", "ours × the official provider, "+id.Name, ratio(byName[ours+id.Name], byName[theirs+id.Name]), goal, beyond)
 		if m := byName[inProcess+id.Name]; m != nil {
-			fmt.Printf("%-55s %9.2f\n", "  our work in one process × the official provider", ratio(m, byName[theirs+id.Name]))
+			fmt.Fprintf(b.out, "%-68s %9.2f\n", "  our work in one process × the official provider", ratio(m, byName[theirs+id.Name]))
 		}
 	}
-	fmt.Println()
-	part := func(what string, d time.Duration) { fmt.Printf("%-55s %9s\n", what, ms(d)) }
+	fmt.Fprintln(b.out)
+	part := func(what string, d time.Duration) { fmt.Fprintf(b.out, "%-68s %9s\n", what, ms(d)) }
 	between := func(what, a, c string) { part(what, difference(byName[a], byName[c])) }
 	part("any Go program's start and end", median(byName[empty].took))
 	between("the official provider's initialisation and help", help, empty)
@@ -308,7 +317,7 @@ var initLine = regexp.MustCompile(`(?m)^init (\S+) @\S+ ms, (\S+) ms clock, (\d+
 
 // initialisation prints what the packages of each program cost before main, by the runtime's own account.
 func (b *bench) initialisation(rounds int) error {
-	fmt.Println()
+	fmt.Fprintln(b.out)
 	for _, p := range []struct {
 		name string
 		program.Program
@@ -316,12 +325,13 @@ func (b *bench) initialisation(rounds int) error {
 	}{
 		{"the official provider", program.CloudProviderAWS, []string{"--help"}},
 		{"the broker", program.Broker, []string{"version"}},
+		{"a trivial backend", trivialBackend, []string{"--version"}},
 		{"the ECR backend", program.ECRBackend, []string{"--version"}},
 	} {
 		packages, whole := map[string][]float64{}, []float64{}
 		var allocations int
 		for range rounds {
-			cmd := exec.Command(b.path(p.Program), p.args...) //nolint:gosec,noctx // our own programs
+			cmd := exec.Command(b.path(p.Program), p.args...)
 			cmd.Env = []string{"GODEBUG=inittrace=1", "HOME=" + b.dir}
 			var stderr strings.Builder
 			cmd.Stderr = &stderr
@@ -344,7 +354,7 @@ func (b *bench) initialisation(rounds int) error {
 			}
 			whole = append(whole, sum)
 		}
-		fmt.Printf("package initialisation of %s: %.2f ms, %d packages, %d allocations; most of it:\n", p.name, median(whole), len(packages), allocations)
+		fmt.Fprintf(b.out, "package initialisation of %s: %.2f ms, %d packages, %d allocations; most of it:\n", p.name, median(whole), len(packages), allocations)
 		names := make([]string, 0, len(packages))
 		for name := range packages {
 			names = append(names, name)
@@ -356,7 +366,7 @@ func (b *bench) initialisation(rounds int) error {
 			return strings.Compare(a, c)
 		})
 		for _, name := range names[:min(len(names), 6)] {
-			fmt.Printf("  %-60s %6.3f ms\n", name, median(packages[name]))
+			fmt.Fprintf(b.out, "  %-60s %6.3f ms\n", name, median(packages[name]))
 		}
 	}
 	return nil

@@ -43,7 +43,7 @@ func Build(peers, dir string, programs ...Program) error {
 		if runtime.GOOS == "windows" {
 			target += ".exe"
 		}
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", target, p.pkg) //nolint:gosec,noctx // names from this file; a build is not cut off
+		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", target, p.pkg)
 		build.Dir, build.Env = filepath.Join(peers, p.module), append(os.Environ(), "CGO_ENABLED=0")
 		if output, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", p.pkg, err, output)
