@@ -30,8 +30,8 @@ func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
 			})
 		}
 	})
-	if t.Failed() || int(done.Load()) != len(all) {
-		t.Log("the document is compared when all rows have passed")
+	if int(done.Load()) != len(all) {
+		t.Log("the document is compared when all rows are run")
 		return
 	}
 	text := document(results)

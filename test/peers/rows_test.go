@@ -49,7 +49,7 @@ type reason string
 
 // everywhere are differences that hold wherever there is a token.
 var everywhere = map[field]reason{
-	duration: "A token is good for all of its life, so half as many are asked for. The official provider counts by the machine's clock, and leaves half of that",
+	duration: "A token is good for all of its life, so half as many are asked for",
 }
 
 const (
