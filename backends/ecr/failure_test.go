@@ -371,6 +371,20 @@ func TestAbsentMetadata(t *testing.T) {
 	}
 }
 
+// TestTheFirstVersionOfInstanceMetadata is used only by those who ask for it.
+func TestTheFirstVersionOfInstanceMetadata(t *testing.T) {
+	aws := setUp(t)
+	addNodeRole(aws)
+	i := aws.Instance(nodeRole)
+	i.AllowV1()
+	i.ExceedHopLimit()
+	setenv(t, i.Environ()...)
+	_, err := backendFor(t, aws, Config{}).Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, backends.KindUnavailable, "hop limit")
+	setenv(t, "AWS_EC2_METADATA_V1_DISABLED=false")
+	pull(t, aws, backendFor(t, aws, Config{}), backends.Request{Image: image})
+}
+
 func TestCheck(t *testing.T) {
 	caching := func(c *cloud.Cloud) { c.AddRegistry(host, cloud.Repository{Name: "hub", PullThrough: true}) }
 	token := cloud.Statement{Actions: []string{"ecr:GetAuthorizationToken"}}

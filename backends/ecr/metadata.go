@@ -115,7 +115,9 @@ func (l *lazyIMDS) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, o
 	l.once.Do(func() {
 		l.imds = imds.NewFromConfig(*l.cfg, func(o *imds.Options) {
 			o.HTTPClient, o.Retryer = l.http.client, metadataRetryer()
-			o.EnableFallback = aws.FalseTernary // IMDSv2 only: the first version's answers can be had through any open proxy on the machine
+			if o.EnableFallback == aws.UnknownTernary { // AWS_EC2_METADATA_V1_DISABLED and the profile say nothing
+				o.EnableFallback = aws.FalseTernary // IMDSv2 only: the first version's answers can be had through any open proxy on the machine
+			}
 		})
 	})
 	return l.imds.GetMetadata(ctx, in, options...)
