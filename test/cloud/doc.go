@@ -1,4 +1,26 @@
-// Package cloud is a fake cloud on loopback: it answers as the clouds' own services do, refuses what they refuse, and keeps a log of what it was asked. Its services are
-// reached under their real names, through an HTTP CONNECT proxy that ends TLS with certificates of a CA of its own (SDKs refuse FIPS and dual-stack endpoints when they are
-// given an endpoint). It knows nothing of the product, and the product never imports it.
+// Package cloud is a fake cloud on loopback: it answers as the clouds' own services do, refuses what they refuse with their error codes, and keeps a log of what it was asked.
+// Its services are reached under their real names, through an HTTP CONNECT proxy that ends TLS with certificates of a CA of its own (SDKs refuse FIPS and dual-stack
+// endpoints when they are given an endpoint). It knows nothing of the product, and the product never imports it.
+//
+//	c := cloud.New(t)
+//	c.AddRole(cloud.Role{ARN: "arn:aws:iam::111122223333:role/node", Policy: cloud.PullPolicy()})
+//	c.AddRegistry("111122223333.dkr.ecr.eu-west-1.amazonaws.com", cloud.Repository{Name: "app"})
+//	cmd.Env = append(c.Environ(), c.Instance("arn:aws:iam::111122223333:role/node").Environ()...)
+//	…
+//	err := c.Pull("111122223333.dkr.ecr.eu-west-1.amazonaws.com/app", username, password)
+//
+// # What is checked of AWS
+//
+// Host names: API endpoints of all partitions and kinds, FIPS names only where AWS documents them; a name that does not exist is a 502 of the proxy.
+// Signatures: by signing again; key, session token, expiry, partition, region and service in the scope, the time (5 minutes for ECR, 15 for STS), what must be signed, the body.
+// STS: GetCallerIdentity, AssumeRole and AssumeRoleWithWebIdentity, with the limits of their parameters, trust policies, both sides' policies across accounts, external
+// IDs, session tags, an hour for chained roles, and tokens verified against the key set that their issuer publishes.
+// ECR: tokens for 12 hours, tied to identity, region and partition; repositories' policies, pull-through caches. ECR Public: us-east-1, keys of the aws partition only.
+// Metadata: IMDSv2's tokens; the container endpoint's authorization. IAM Identity Center: GetRoleCredentials.
+//
+// # What is not
+//
+// Deny statements, conditions other than Trust's, permission boundaries, service control policies, VPC endpoint policies; whether a region exists or is opted into, and tokens of the
+// global STS endpoint in such a region; packed sizes of policies and tags; transitive tags; source identity; MFA; managed session policies (refused); signatures in the query and SigV4a. An
+// image's layers. Where AWS documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.
 package cloud

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
@@ -295,7 +296,7 @@ func describeRepositories(call *jsonCall) (any, *refusal) {
 	}
 	for _, name := range wanted {
 		one := *call
-		one.input, _ = json.Marshal(map[string]string{"registryId": account, "repositoryName": name})
+		one.input = fmt.Appendf(nil, `{"registryId":%q,"repositoryName":%q}`, account, name)
 		_, repository, no := one.onRepository("ecr:DescribeRepositories", &struct{}{})
 		if no != nil {
 			return nil, no

@@ -359,7 +359,12 @@ func TestRegistryOverHTTP(t *testing.T) {
 			t.Errorf("%s: a challenge of %q", test.path, got)
 		}
 	}
-	if answer, err := client.Get("https://public.ecr.aws/v2/"); err != nil || answer.StatusCode != 401 || !strings.HasPrefix(answer.Header.Get("WWW-Authenticate"), `Bearer realm="https://public.ecr.aws/token/"`) {
-		t.Errorf("the public registry: %v, %v", answer, err)
+	answer, err := client.Get("https://public.ecr.aws/v2/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if got := answer.Header.Get("WWW-Authenticate"); answer.StatusCode != http.StatusUnauthorized || !strings.HasPrefix(got, `Bearer realm="https://public.ecr.aws/token/"`) {
+		t.Errorf("the public registry: %d, %q", answer.StatusCode, got)
 	}
 }

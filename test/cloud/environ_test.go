@@ -33,7 +33,7 @@ func TestEnvironment(t *testing.T) {
 			write(t, filepath.Join(home, ".aws", "config"), `[default]
 sso_session = s
 sso_account_id = 111122223333
-sso_role_name = path/puller
+sso_role_name = puller
 [sso-session s]
 sso_start_url = https://example.awsapps.com/start
 sso_region = eu-west-1

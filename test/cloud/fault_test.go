@@ -110,7 +110,7 @@ func TestFaultsBodyAndHeader(t *testing.T) {
 		}
 		body, err := io.ReadAll(answer.Body)
 		answer.Body.Close()
-		if err != nil || answer.StatusCode != 502 || string(body) != "a secret" || answer.Header.Get("Retry-After") != "7" {
+		if err != nil || answer.StatusCode != http.StatusBadGateway || string(body) != "a secret" || answer.Header.Get("Retry-After") != "7" {
 			t.Errorf("%s: %d %q %v", url, answer.StatusCode, body, err)
 		}
 		if r := c.last(t); r.Status != 502 || r.Service == "" {

@@ -60,33 +60,33 @@ func (i *Instance) ID() string { return i.id }
 // AllowV1 lets it answer requests without a token (HttpTokens=optional).
 func (i *Instance) AllowV1() { i.set(func() { i.v1 = true }) }
 
-// Disable: as with HttpEndpoint=disabled, all is refused.
+// Disable lets it refuse everything, as with HttpEndpoint=disabled.
 func (i *Instance) Disable() { i.set(func() { i.disabled = true }) }
 
 // SetRegion changes where the instance is; us-east-1 without.
 func (i *Instance) SetRegion(region string) { i.set(func() { i.region = region }) }
 
-// ExceedHopLimit: answers to the request for a token never arrive, as in a container behind a hop limit of 1.
+// ExceedHopLimit lets no answer to a request for a token arrive, as in a container behind a hop limit of 1.
 func (i *Instance) ExceedHopLimit() { i.set(func() { i.hops = true }) }
 
 // Slow delays each answer by d of real time.
 func (i *Instance) Slow(d time.Duration) { i.set(func() { i.delay = d }) }
 
-// Absent: as on a machine outside AWS, nobody answers. On Linux not even the connection is made.
+// Absent makes it as on a machine outside AWS: nobody answers. On Linux not even a connection is made.
 func (i *Instance) Absent() {
 	url := i.c.unreachable()
 	i.set(func() { i.url = url })
 }
 
-// Refuse: as on a machine outside AWS whose network says so, connections are refused.
+// Refuse makes it as on a machine outside AWS whose network says so: connections are refused.
 func (i *Instance) Refuse() {
 	url := i.c.refusing()
 	i.set(func() { i.url = url })
 }
 
 const (
-	imdsToken = "X-Aws-Ec2-Metadata-Token"             //nolint:gosec // the name of a header
-	imdsTTL   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds" //nolint:gosec // the name of a header
+	imdsToken = "X-Aws-Ec2-Metadata-Token"
+	imdsTTL   = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
 func (i *Instance) serve(w http.ResponseWriter, r *http.Request) {

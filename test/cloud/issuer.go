@@ -167,9 +167,14 @@ var (
 	errIssuerDisagrees = errors.New("the discovery document is of another issuer")
 )
 
+// parseToken takes what clouds take: a signed token in the compact form (RFC 7515, section 7.1).
+func parseToken(token string) (*jose.JSONWebSignature, error) {
+	return jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512})
+}
+
 // verifyToken verifies a JWT's signature with the key that its issuer publishes, and gives its claims. Times and audience are the caller's to judge.
 func (c *Cloud) verifyToken(token, issuer string) (map[string]any, error) {
-	parsed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512})
+	parsed, err := parseToken(token)
 	if err != nil {
 		return nil, errNotAToken
 	}
@@ -200,7 +205,7 @@ func (c *Cloud) verifyToken(token, issuer string) (map[string]any, error) {
 
 // unverifiedClaims are a token's claims before anything is known of its signature.
 func unverifiedClaims(token string) (map[string]any, error) {
-	parsed, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512})
+	parsed, err := parseToken(token)
 	if err != nil {
 		return nil, errNotAToken
 	}

@@ -18,8 +18,8 @@ import (
 )
 
 // client is Amazon's client for it, that asks once.
-func (i *Instance) client(fallback aws.Ternary) *imds.Client {
-	return imds.New(imds.Options{Endpoint: i.URL(), EnableFallback: fallback, Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{}})
+func (i *Instance) client() *imds.Client {
+	return imds.New(imds.Options{Endpoint: i.URL(), EnableFallback: aws.FalseTernary, Retryer: aws.NopRetryer{}, HTTPClient: &http.Client{}})
 }
 
 func TestInstance(t *testing.T) {
@@ -27,7 +27,7 @@ func TestInstance(t *testing.T) {
 	c.AddRole(Role{ARN: testRole})
 	i := c.Instance(testRole)
 	i.SetRegion("eu-west-1")
-	client := i.client(aws.FalseTernary)
+	client := i.client()
 	k, err := ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = client }).Retrieve(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func TestInstance(t *testing.T) {
 	if err != nil || info.InstanceProfileArn != "arn:aws:iam::111122223333:instance-profile/puller" {
 		t.Errorf("%v, %v", info, err)
 	}
-	again, err := ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = i.client(aws.FalseTernary) }).Retrieve(t.Context())
+	again, err := ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = i.client() }).Retrieve(t.Context())
 	if err != nil || again.AccessKeyID != k.AccessKeyID {
 		t.Errorf("the same session is not given twice: %v", err)
 	}
@@ -72,7 +72,7 @@ func TestInstance(t *testing.T) {
 
 func TestInstanceWithoutRole(t *testing.T) {
 	c := New(t)
-	_, err := ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = c.Instance("").client(aws.FalseTernary) }).Retrieve(t.Context())
+	_, err := ec2rolecreds.New(func(o *ec2rolecreds.Options) { o.Client = c.Instance("").client() }).Retrieve(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "404") {
 		t.Error(err)
 	}
@@ -144,7 +144,7 @@ func TestMetadataThatDoesNotAnswer(t *testing.T) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		defer cancel()
-		_, err := i.client(aws.FalseTernary).GetRegion(ctx, &imds.GetRegionInput{})
+		_, err := i.client().GetRegion(ctx, &imds.GetRegionInput{})
 		return err
 	}
 	t.Run("beyond the hop limit", func(t *testing.T) {

@@ -3,6 +3,7 @@ package cloud
 import (
 	"cmp"
 	"net/http"
+	"path"
 	"time"
 )
 
@@ -49,7 +50,7 @@ func (c *Cloud) ssoAPI(e endpoint) http.Handler {
 			refuse(http.StatusNotFound, "ResourceNotFoundException", "there is no such page")
 		case !ok || s.region != e.region || !now.Before(s.expires):
 			refuse(http.StatusUnauthorized, "UnauthorizedException", "Session token not found or invalid")
-		case query.Get("account_id") != a.account || "role/"+query.Get("role_name") != a.resource:
+		case query.Get("account_id") != a.account || query.Get("role_name") != path.Base(a.resource):
 			refuse(http.StatusForbidden, "ForbiddenException", "No access")
 		default:
 			k := c.session(s.role, "somebody@example.com", time.Hour, nil, nil)

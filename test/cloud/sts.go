@@ -47,7 +47,7 @@ func (c *Cloud) stsAPI(e endpoint) http.Handler {
 		if c.faulty(w, r, "sts", operation, func(f Fault) { writeXML(w, r, stsFault(f)) }) {
 			return
 		}
-		result, no := c.callSTS(&stsCall{c, r, e, form}, operation, body)
+		result, no := c.callSTS(&stsCall{c, r, e, form}, operation, body) //nolint:contextcheck // what it asks an issuer ends with the cloud
 		if no != nil {
 			writeXML(w, r, *no)
 			return
@@ -210,6 +210,7 @@ func validated(constraints ...constraint) *refusal {
 func atLeast(n int) string {
 	return fmt.Sprintf("Member must have length greater than or equal to %d", n)
 }
+
 func atMost(n int) string { return fmt.Sprintf("Member must have length less than or equal to %d", n) }
 
 // roleAndSession reads RoleArn and RoleSessionName. The role is nil where there is none of that name, which is refused like any other that may not be assumed.
@@ -447,7 +448,10 @@ func (call *stsCall) webIdentity(token string) (*webIdentity, *refusal) {
 	if web.subject == "" {
 		return nil, invalid("Missing a required claim: sub")
 	}
-	return web, web.audienceFor(provider)
+	if no := web.audienceFor(provider); no != nil {
+		return nil, no
+	}
+	return web, nil
 }
 
 // timely judges a token's times. Clocks may differ by five minutes where a token is not valid yet.

@@ -1,6 +1,8 @@
 package cloud
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -181,9 +183,10 @@ func TestAssumeRole(t *testing.T) {
 	}
 }
 
+// tags are pairs of key and value.
 func tags(pairs ...string) (all []types.Tag) {
-	for i := 0; i < len(pairs); i += 2 {
-		all = append(all, types.Tag{Key: &pairs[i], Value: &pairs[i+1]})
+	for pair := range slices.Chunk(pairs, 2) {
+		all = append(all, types.Tag{Key: &pair[0], Value: &pair[1]})
 	}
 	return all
 }
@@ -290,9 +293,7 @@ func TestAssumeRoleWithWebIdentity(t *testing.T) {
 				test.arrange(c, i)
 			}
 			claims := map[string]any{"sub": sub, "aud": aud}
-			for name, value := range test.claims {
-				claims[name] = value
-			}
+			maps.Copy(claims, test.claims)
 			input := test.input
 			input.WebIdentityToken = aws.String(i.Token(claims))
 			if strings.Contains(test.name, "published any more") {
@@ -359,9 +360,7 @@ func TestGoogleIsKnownWithoutAProvider(t *testing.T) {
 			test.trust.Federated = "accounts.google.com"
 			c.AddRole(Role{ARN: testRole, Trust: []Trust{test.trust}})
 			claims := map[string]any{"sub": number, "azp": number, "aud": "my-audience"}
-			for name, value := range test.claims {
-				claims[name] = value
-			}
+			maps.Copy(claims, test.claims)
 			cfg := c.config(t, Keys{}, "eu-west-1")
 			_, err := sts.NewFromConfig(cfg).AssumeRoleWithWebIdentity(t.Context(), &sts.AssumeRoleWithWebIdentityInput{
 				RoleArn: aws.String(testRole), RoleSessionName: aws.String("name"), WebIdentityToken: aws.String(i.Token(claims)),
