@@ -91,11 +91,8 @@ type absentError struct{ err error }
 
 func (e *absentError) Error() string { return e.err.Error() }
 
-// unreached says why there was no answer. Errors of net/http that quote what came are not shown.
+// unreached says why there was no answer. Errors of net/http itself are not shown: they quote the URL, which may have a secret in it, and what came.
 func unreached(ctx context.Context, err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		err = e.Err // without the URL, which may have a secret in it
-	}
 	op, isOp := errors.AsType[*net.OpError](err)
 	var netErr net.Error
 	timeout := errors.As(err, &netErr) && netErr.Timeout()

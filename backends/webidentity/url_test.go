@@ -19,8 +19,6 @@ import (
 )
 
 func TestURL(t *testing.T) {
-	// A proxy in the environment is for https, and nobody is there.
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	good := jwt(nil)
 	say := func(status int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
