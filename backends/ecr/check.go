@@ -62,7 +62,7 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 	if err != nil {
 		return err
 	}
-	call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.retryer)
 	me, err := s.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}, func(o *sts.Options) { o.Credentials, o.Retryer = provider, call })
 	if err != nil {
 		return call.explain(err, "ask who this is", func(cause, error) string { return "" })
@@ -109,13 +109,13 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 	}
 	resource := fmt.Sprintf("arn:%s:ecr:%s:%s:repository/%s", partition, reg.region, reg.account, repository)
 	var missing []string
-	ask := func(action string, ask func(*ecr.Client) error) error {
-		call := newCall(ctx, s.retryer)
+	ask := func(action string, ask func(context.Context, *ecr.Client) error) error {
+		ctx, call := newCall(ctx, s.retryer)
 		api, err := s.api(as, reg, call)
 		if err != nil {
 			return err
 		}
-		err = ask(api)
+		err = ask(ctx, api)
 		var gone *types.RepositoryNotFoundException
 		switch {
 		case err == nil, isNotThere(err):
@@ -128,12 +128,12 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 		}
 		return call.explain(err, doing, func(cause, error) string { return "" })
 	}
-	err := ask("ecr:BatchGetImage", func(api *ecr.Client) error {
+	err := ask("ecr:BatchGetImage", func(ctx context.Context, api *ecr.Client) error {
 		_, err := api.BatchGetImage(ctx, &ecr.BatchGetImageInput{RegistryId: &reg.account, RepositoryName: &repository, ImageIds: []types.ImageIdentifier{{ImageDigest: aws.String(noSuchLayer)}}})
 		return err
 	})
 	if err == nil {
-		err = ask("ecr:GetDownloadUrlForLayer", func(api *ecr.Client) error {
+		err = ask("ecr:GetDownloadUrlForLayer", func(ctx context.Context, api *ecr.Client) error {
 			_, err := api.GetDownloadUrlForLayer(ctx, &ecr.GetDownloadUrlForLayerInput{RegistryId: &reg.account, RepositoryName: &repository, LayerDigest: aws.String(noSuchLayer)})
 			return err
 		})
@@ -169,7 +169,8 @@ func isNotThere(err error) bool {
 
 // pullThroughRule is the prefix of the cache rule that the repository falls under; known: the rules could be read.
 func (s *session) pullThroughRule(ctx context.Context, as aws.CredentialsProvider, reg registry, repository string) (prefix string, known bool) {
-	api, err := s.api(as, reg, newCall(ctx, s.retryer))
+	ctx, call := newCall(ctx, s.retryer)
+	api, err := s.api(as, reg, call)
 	if err != nil {
 		return "", false
 	}

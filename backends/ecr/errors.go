@@ -2,7 +2,7 @@ package ecr
 
 import (
 	"context"
-	"crypto/x509"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -31,13 +31,14 @@ const (
 	causeExpired                  // the session or token has expired
 	causeClock                    // this machine's clock is wrong
 	causeThrottled                // too many requests
+	causeUntrusted                // whoever answered is not known to be AWS
 	causeUnreachable              // no answer
 )
 
 // kind is what the cause means for asking again.
 func (c cause) kind() func(error) error {
 	switch c {
-	case causeInvalid, causeDenied, causeUnknownKey, causeClock:
+	case causeInvalid, causeDenied, causeUnknownKey, causeClock, causeUntrusted:
 		return backends.Refused
 	default:
 		return backends.Unavailable
@@ -121,6 +122,9 @@ func causeOf(err error) cause {
 	default:
 		return causeOther
 	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return causeUntrusted
+	}
 	if _, ok := errors.AsType[*url.Error](err); ok || errors.Is(err, context.DeadlineExceeded) {
 		return causeUnreachable
 	}
@@ -183,7 +187,6 @@ func spoken(err error) error {
 
 // unanswered is the text of an error to which no answer has led.
 func unanswered(err error) string {
-	var certificate *x509.CertificateInvalidError
 	var timeout net.Error
 	sent, wasSent := errors.AsType[*url.Error](err)
 	host := ""
@@ -192,16 +195,14 @@ func unanswered(err error) string {
 			host = u.Host + ": "
 		}
 	}
-	unknown, isUnknown := errors.AsType[x509.UnknownAuthorityError](err)
+	certificate, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return host + "no answer in time"
 	case errors.Is(err, context.Canceled):
 		return host + "given up"
-	case isUnknown:
-		return host + cut(unknown.Error()) + ": name the CA's file in AWS_CA_BUNDLE, if that is a proxy's certificate"
-	case errors.As(err, &certificate):
-		return host + cut(certificate.Error())
+	case untrusted:
+		return host + cut(certificate.Err.Error())
 	case wasSent:
 		return host + cut(sent.Err.Error())
 	}
@@ -270,6 +271,8 @@ func generalAdvice(c cause, err error) string {
 		if api, ok := errors.AsType[smithy.APIError](err); ok && strings.Contains(api.ErrorCode(), "Signature") {
 			return "the secret access key does not belong to the access key, or something on the way changes requests"
 		}
+	case causeUntrusted:
+		return "if a proxy answers in AWS's place, name the file of its CA in AWS_CA_BUNDLE"
 	case causeUnreachable:
 		return "the way there has to be open: routes, a VPC endpoint, or HTTPS_PROXY"
 	case causeDenied, causeOther:

@@ -51,7 +51,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 			c.Fail(cloud.Fault{Service: "ecr"})
 			return Config{}, backends.Request{}
-		}, backends.KindUnavailable, []string{"ThrottlingException", "throttled"}},
+		}, backends.KindUnavailable, []string{"ECR GetAuthorizationToken: ThrottlingException", "throttled"}},
 		{"broken for long, with a telling body", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 			c.Fail(cloud.Fault{Service: "ecr", Status: 500, Body: `{"__type":"` + canary + ` quoted","message":"` + canary + `"}`})
@@ -66,7 +66,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 			c.Fail(cloud.Fault{Service: "ecr", Hang: true})
 			return Config{}, backends.Request{}
-		}, backends.KindUnavailable, []string{"no answer in time", "the way there has to be open"}},
+		}, backends.KindUnavailable, []string{"ECR GetAuthorizationToken: api.ecr.eu-west-1.amazonaws.com: no answer in time", "the way there has to be open"}},
 		{"nobody there", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 			return Config{Endpoint: "https://ecr.nowhere.example"}, backends.Request{}
@@ -77,7 +77,7 @@ func TestFailures(t *testing.T) {
 			_ = os.Unsetenv("AWS_CA_BUNDLE")
 			setenv(t, "SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent")
 			return Config{}, backends.Request{}
-		}, backends.KindUnavailable, []string{"certificate", "AWS_CA_BUNDLE"}},
+		}, backends.KindRefused, []string{"api.ecr.eu-west-1.amazonaws.com: x509: ", "AWS_CA_BUNDLE"}},
 		{"a role that does not trust", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 			addNodeRole(c, cloud.Trust{AWS: nodeUser, ExternalID: "other"})
@@ -172,7 +172,9 @@ const canary = "canary/c4nary+hunter2"
 // TestRedirects: whoever redirects a call does not have it made elsewhere, with the pod's token in its body.
 func TestRedirects(t *testing.T) {
 	aws := setUp(t)
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s was asked of another host", r.Method, r.URL) }))
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s was asked of another host", r.Method, r.URL)
+	}))
 	defer elsewhere.Close()
 	here := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
 	defer here.Close()
@@ -203,8 +205,11 @@ func TestClock(t *testing.T) {
 		aws := setUp(t)
 		setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
 		aws.SetClockOffset(off)
-		_, err := backendFor(t, aws, Config{}).Credentials(t.Context(), backends.Request{Image: image})
+		r, err := backendFor(t, aws, Config{}).Credentials(t.Context(), backends.Request{Image: image})
 		if err == nil {
+			if left := time.Until(r.Credentials[0].Expires); (left - 12*time.Hour).Abs() > time.Minute {
+				t.Errorf("AWS's clock is %s ahead: the token is said to live for %s by ours, not 12h", off, left)
+			}
 			continue
 		}
 		word := "behind AWS's"

@@ -151,7 +151,7 @@ func (s *session) provider(ctx context.Context, w who) (aws.CredentialsProvider,
 
 // assumeWithToken is AssumeRoleWithWebIdentity.
 func (s *session) assumeWithToken(ctx context.Context, role Role, token backends.Secret, what string) (aws.CredentialsProvider, error) {
-	call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.retryer)
 	out, err := s.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn:          &role.RoleARN,
 		RoleSessionName:  aws.String(nameOf(role)),
@@ -172,7 +172,7 @@ func (s *session) assume(ctx context.Context, as aws.CredentialsProvider, role R
 	for key, value := range role.SessionTags {
 		in.Tags = append(in.Tags, types.Tag{Key: &key, Value: &value})
 	}
-	call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.retryer)
 	out, err := s.sts.AssumeRole(ctx, in, func(o *sts.Options) { o.Credentials, o.Retryer = as, call })
 	if err != nil {
 		return nil, call.explain(err, "assume "+role.RoleARN, assumeAdvice(role))

@@ -2,15 +2,19 @@ package ecr
 
 import (
 	"context"
+	"errors"
+	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/smithy-go"
 )
 
 const (
-	// maxAttempts of a call that is throttled are not reached in a provider's usual time: its deadline ends the trying. ECR allows 20 calls a second for each account and region, and a fleet
+	// maxAttempts of a call that is throttled are not reached in a provider's usual time: its deadline ends the trying. ECR bounds the calls of an account in a region, and a fleet
 	// that starts at once is throttled.
 	maxAttempts = 20
 	// maxOtherAttempts is how often a call is made that fails for other reasons, as in the SDK: whoever waits for the answer is better served with what is wrong.
@@ -44,16 +48,40 @@ type call struct {
 	last     error
 	attempts int
 	others   int // of them, those that were not throttled
+	host     string
 }
 
-func newCall(ctx context.Context, r aws.RetryerV2) *call { return &call{RetryerV2: r, ctx: ctx} }
+// newCall gives the call, and the context to make it with.
+func newCall(ctx context.Context, r aws.RetryerV2) (context.Context, *call) {
+	c := &call{RetryerV2: r, ctx: ctx}
+	return context.WithValue(ctx, callKey{}, c), c
+}
+
+type callKey struct{}
+
+// client is an HTTP client that tells the call which host is asked: the SDK's errors do not, if time has run out.
+type client struct{ *http.Client }
+
+// Do implements aws.HTTPClient.
+func (h client) Do(r *http.Request) (*http.Response, error) {
+	if c, ok := r.Context().Value(callKey{}).(*call); ok {
+		c.mu.Lock()
+		c.host = r.URL.Host
+		c.mu.Unlock()
+	}
+	return h.Client.Do(r) //nolint:gosec // the SDK says where
+}
 
 // IsErrorRetryable hears of every failure.
 func (c *call) IsErrorRetryable(err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last, c.attempts = err, c.attempts+1
-	if causeOf(err) != causeThrottled {
+	switch causeOf(err) {
+	case causeThrottled:
+	case causeUntrusted:
+		return false
+	default:
 		if c.others++; c.others >= maxOtherAttempts {
 			return false
 		}
@@ -74,8 +102,17 @@ func (c *call) RetryDelay(attempt int, err error) (time.Duration, error) {
 func (c *call) failure(err error) (attempts int, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	why = err
 	if c.ctx.Err() != nil && c.last != nil {
-		return c.attempts, c.last
+		why = c.last
 	}
-	return max(c.attempts, 1), err
+	if _, ok := errors.AsType[*url.Error](why); !ok && c.host != "" && statusOf(why) == 0 && causeOf(why) == causeUnreachable {
+		why = &url.Error{Op: http.MethodPost, URL: "https://" + c.host, Err: why}
+	}
+	if op, ok := errors.AsType[*smithy.OperationError](err); ok {
+		if _, ok := errors.AsType[*smithy.OperationError](why); !ok {
+			why = &smithy.OperationError{ServiceID: op.ServiceID, OperationName: op.OperationName, Err: why}
+		}
+	}
+	return max(c.attempts, 1), why
 }

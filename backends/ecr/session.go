@@ -110,8 +110,8 @@ func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error)
 	if err != nil {
 		return nil, backends.InvalidConfig("", "load the AWS configuration: %w", spoken(err))
 	}
-	if client, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok { // which has AWS_CA_BUNDLE by now
-		cfg.HTTPClient = &http.Client{Transport: client.GetTransport(), CheckRedirect: staysHere}
+	if buildable, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok { // which has AWS_CA_BUNDLE by now
+		cfg.HTTPClient = client{&http.Client{Transport: buildable.GetTransport(), CheckRedirect: staysHere}}
 	}
 	s.cfg = cfg
 	s.base = cfg.Credentials

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/ecr"
 	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
+	"github.com/aws/smithy-go/middleware"
 
 	"github.com/credential-broker/credential-broker/backends"
 )
@@ -24,15 +26,16 @@ type token struct {
 
 // authorizationToken asks ECR (GetAuthorizationToken) with the given credentials.
 func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProvider, reg registry) (token, error) {
-	call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.retryer)
 	var data *string
 	var expires *time.Time
+	var answer middleware.Metadata
 	var err error
 	if reg.public {
 		var out *ecrpublic.GetAuthorizationTokenOutput
 		out, err = s.publicAPI(as, reg, call).GetAuthorizationToken(ctx, &ecrpublic.GetAuthorizationTokenInput{})
 		if err == nil && out.AuthorizationData != nil {
-			data, expires = out.AuthorizationData.AuthorizationToken, out.AuthorizationData.ExpiresAt
+			data, expires, answer = out.AuthorizationData.AuthorizationToken, out.AuthorizationData.ExpiresAt, out.ResultMetadata
 		}
 	} else {
 		var api *ecr.Client
@@ -42,7 +45,7 @@ func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProv
 		var out *ecr.GetAuthorizationTokenOutput
 		out, err = api.GetAuthorizationToken(ctx, &ecr.GetAuthorizationTokenInput{})
 		if err == nil && len(out.AuthorizationData) > 0 {
-			data, expires = out.AuthorizationData[0].AuthorizationToken, out.AuthorizationData[0].ExpiresAt
+			data, expires, answer = out.AuthorizationData[0].AuthorizationToken, out.AuthorizationData[0].ExpiresAt, out.ResultMetadata
 		}
 	}
 	if err != nil {
@@ -52,8 +55,20 @@ func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProv
 	if !ok {
 		return token{}, backends.Unavailable(fmt.Errorf("get a token for %s: the answer holds none in the form that AWS documents (base64 of user:password)", reg))
 	}
-	t.expires = aws.ToTime(expires)
+	if expires != nil {
+		t.expires = expires.Add(-aheadOfUs(answer))
+	}
 	return t, nil
+}
+
+// aheadOfUs is how far AWS's clock is ahead of this machine's, by which times are judged here. Less than a minute counts as nothing: it may be the way that the answer took.
+func aheadOfUs(answer middleware.Metadata) time.Duration {
+	theirs, ok := awsmiddleware.GetServerTime(answer)
+	ours, known := awsmiddleware.GetResponseAt(answer)
+	if ahead := theirs.Sub(ours); ok && known && ahead.Abs() > time.Minute {
+		return ahead
+	}
+	return 0
 }
 
 func decodeToken(data string) (token, bool) {
