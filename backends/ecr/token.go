@@ -66,7 +66,7 @@ func aheadOfUs(answer middleware.Metadata) time.Duration {
 	theirs, ok := awsmiddleware.GetServerTime(answer)
 	ours, known := awsmiddleware.GetResponseAt(answer)
 	if ahead := theirs.Sub(ours); ok && known && ahead.Abs() > time.Minute {
-		return ahead
+		return ahead + time.Second // the Date header has whole seconds
 	}
 	return 0
 }
