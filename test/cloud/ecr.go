@@ -122,7 +122,7 @@ func (call *jsonCall) authorization(public bool) map[string]any {
 	expires := call.c.Now().Add(tokenLife)
 	call.c.mu.Lock()
 	defer call.c.mu.Unlock()
-	call.c.aws.passwords[text] = &password{call.caller, call.e.partition, call.e.region, public, expires}
+	call.c.aws.passwords[text] = &password{call.caller, call.e.region, public, expires}
 	return map[string]any{
 		"authorizationToken": base64.StdEncoding.EncodeToString([]byte("AWS:" + text)), "expiresAt": float64(expires.UnixMilli()) / 1000,
 	}

@@ -234,6 +234,11 @@ func TestECRPublic(t *testing.T) {
 			t.Errorf("%s: %+v, %v", region, r, err)
 		}
 	}
+	for _, host := range []string{"ecr-public.eu-west-1.amazonaws.com", "ecr-public.eu-west-1.api.aws", "api.ecr-public.us-east-1.api.aws", "ecr-public.us-gov-west-1.amazonaws.com"} {
+		if c.lookup(host) != nil {
+			t.Errorf("%s exists", host)
+		}
+	}
 	c.ForgetRequests()
 	client := ecrpublic.NewFromConfig(c.config(t, c.AddUser(testUser, PublicPolicy()...), "us-east-1"), func(o *ecrpublic.Options) {
 		o.EndpointOptions.UseDualStackEndpoint = aws.DualStackEndpointStateEnabled

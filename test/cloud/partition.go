@@ -9,19 +9,18 @@ import (
 
 // partition is a part of AWS with identities of its own. The names are those of the SDK's endpoint rules (internal/endpoints/awsrulesfn/partitions.json).
 type partition struct {
-	name                  string
-	suffix, dualStack     string // of API endpoints
-	regions               *regexp.Regexp
-	fipsRegions           []string // those with FIPS endpoints for ECR: https://docs.aws.amazon.com/general/latest/gr/ecr.html
-	stsFIPS               bool     // whether STS has FIPS names of its own in them; GovCloud's plain names are FIPS: https://docs.aws.amazon.com/general/latest/gr/sts.html
-	globalSTS, publicECRs bool
+	name              string
+	suffix, dualStack string // of API endpoints
+	regions           *regexp.Regexp
+	fipsRegions       []string // those with FIPS endpoints for ECR: https://docs.aws.amazon.com/general/latest/gr/ecr.html
+	stsFIPS           bool     // whether STS has FIPS names of its own in them; GovCloud's plain names are FIPS: https://docs.aws.amazon.com/general/latest/gr/sts.html
 }
 
 func partitions() []partition {
 	return []partition{
 		{
 			name: "aws", suffix: "amazonaws.com", dualStack: "api.aws", regions: regexp.MustCompile(`^(us|eu|ap|sa|ca|me|af|il|mx)-\w+-\d+$`),
-			fipsRegions: []string{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, stsFIPS: true, globalSTS: true, publicECRs: true,
+			fipsRegions: []string{"us-east-1", "us-east-2", "us-west-1", "us-west-2"}, stsFIPS: true,
 		},
 		{name: "aws-cn", suffix: "amazonaws.com.cn", dualStack: "api.amazonwebservices.com.cn", regions: regexp.MustCompile(`^cn-\w+-\d+$`)},
 		{
@@ -103,11 +102,11 @@ func (p partition) serviceNamed(name, region string, dual bool) string {
 			return "ecr"
 		}
 	case "ecr-public":
-		if p.publicECRs && region == "us-east-1" {
+		if region == "us-east-1" {
 			return "ecr-public"
 		}
 	case "api.ecr-public":
-		if p.publicECRs && region == "us-east-1" && !dual {
+		if region == "us-east-1" && !dual {
 			return "ecr-public"
 		}
 	case "portal.sso":

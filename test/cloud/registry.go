@@ -36,9 +36,9 @@ type registry struct {
 // password is what ECR gave out as a token.
 type password struct {
 	principal
-	in, region string // partition and region
-	public     bool
-	expires    time.Time
+	region  string
+	public  bool
+	expires time.Time
 }
 
 // An image without layers, which is what every tag of every repository is.
@@ -168,7 +168,7 @@ func (c *Cloud) authenticate(username, text string, g *registry) (principal, *re
 	switch {
 	case username != "AWS" || p == nil || p.public != (g == nil):
 		return principal{}, &refusal{http.StatusBadRequest, "DENIED", "Your Authorization Token is invalid."}
-	case g != nil && (p.in != g.partition || p.region != g.region):
+	case g != nil && p.region != g.region:
 		return principal{}, &refusal{http.StatusBadRequest, "DENIED", "Your Authorization Token is invalid."}
 	case !now.Before(p.expires):
 		return principal{}, &refusal{http.StatusForbidden, "DENIED", "Your authorization token has expired. Reauthenticate and try again."}

@@ -81,7 +81,7 @@ func TestSignature(t *testing.T) {
 			ecr: "400 InvalidSignatureException", sts: "403 SignatureDoesNotMatch",
 		},
 		{
-			name: "a wrong hash of the body", spoil: spoiled(func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", strings.Repeat("0", 64)) }),
+			name: "a wrong hash of the body", spoil: scoped("", "", func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", strings.Repeat("0", 64)) }),
 			ecr: "400 InvalidSignatureException", sts: "403 SignatureDoesNotMatch",
 		},
 		{
@@ -146,12 +146,15 @@ func spoiled(change func(*http.Request)) func(*Cloud, *Keys, *aws.Config) {
 	return func(c *Cloud, _ *Keys, cfg *aws.Config) { cfg.HTTPClient = changed{c.Client(), change} }
 }
 
-// scoped signs requests for another service or region. An empty one stays what it was.
-func scoped(service, region string) func(*Cloud, *Keys, *aws.Config) {
+// scoped changes requests and signs them for another service or region. An empty one stays what it was.
+func scoped(service, region string, change ...func(*http.Request)) func(*Cloud, *Keys, *aws.Config) {
 	return func(c *Cloud, k *Keys, cfg *aws.Config) {
 		cfg.HTTPClient = changed{c.Client(), func(r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			r.Body = io.NopCloser(bytes.NewReader(body))
+			for _, f := range change {
+				f(r)
+			}
 			signed := aws.Credentials{AccessKeyID: k.AccessKeyID, SecretAccessKey: k.SecretAccessKey}
 			was := strings.Split(r.Header.Get("Authorization"), "/")
 			_ = v4.NewSigner().SignHTTP(r.Context(), signed, r, fmt.Sprintf("%x", sha256.Sum256(body)), cmp.Or(service, was[3]), cmp.Or(region, was[2]), time.Now())

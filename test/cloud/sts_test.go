@@ -1,7 +1,10 @@
 package cloud
 
 import (
+	"encoding/base64"
+	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -225,6 +228,7 @@ func TestAssumeRoleWithWebIdentity(t *testing.T) {
 		trust    *Trust
 		claims   map[string]any
 		token    string
+		change   func(token string) string
 		arrange  func(*Cloud, *Issuer)
 		input    sts.AssumeRoleWithWebIdentityInput
 		want     string
@@ -252,6 +256,18 @@ func TestAssumeRoleWithWebIdentity(t *testing.T) {
 		{name: "a token for later", claims: map[string]any{"nbf": time.Now().Add(10 * time.Minute).Unix()}, want: "400 InvalidIdentityToken"},
 		{name: "not a token", token: "not a token", want: "400 InvalidIdentityToken"},
 		{name: "an unsigned token", token: "eyJhbGciOiJub25lIn0.e30.", want: "400 InvalidIdentityToken"},
+		{name: "a token that was changed", change: func(token string) string {
+			parts := strings.Split(token, ".")
+			parts[1] = base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf(`{"iss":%q,"sub":%q,"aud":%q,"iat":%d,"exp":%d}`, issuer, sub, aud, time.Now().Unix(), time.Now().Add(time.Hour).Unix())))
+			return strings.Join(parts, ".")
+		}, want: "400 InvalidIdentityToken"},
+		{name: "an issuer whose discovery document is another's", arrange: func(c *Cloud, i *Issuer) {
+			other := c.AddIssuer("https://other.example.com")
+			c.handle("keys.example.com", "issuer", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, i.keys) }))
+			c.handle("oidc.eks.eu-west-1.amazonaws.com", "issuer", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				writeJSON(w, http.StatusOK, map[string]string{"issuer": other.URL(), "jwks_uri": "https://keys.example.com/"})
+			}))
+		}, want: "400 InvalidIdentityToken"},
 		{name: "a token of more than 20000 characters", claims: map[string]any{"long": strings.Repeat("a", 20000)}, want: "400 ValidationError"},
 		{name: "a token of an issuer that the account does not know", issuer: "https://other.example.com", want: "400 InvalidIdentityToken"},
 		{
@@ -301,6 +317,9 @@ func TestAssumeRoleWithWebIdentity(t *testing.T) {
 			}
 			if test.token != "" {
 				input.WebIdentityToken = &test.token
+			}
+			if test.change != nil {
+				input.WebIdentityToken = aws.String(test.change(*input.WebIdentityToken))
 			}
 			if input.RoleArn == nil {
 				input.RoleArn = aws.String(testRole)
