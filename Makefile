@@ -56,6 +56,7 @@ check-generate: ## Check that generating again changes nothing
 bench: ## Run the benchmarks: of functions, and of whole processes against their peers (BENCH=)
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem $(PKGS)
 	@cd test/kubelet && go run ./cost
+	@cd test/peers && go run ./cost
 
 fuzz: ## Fuzz every target for FUZZTIME (30s) each and print a table (MODULES=, PKGS=)
 	@tools/fuzz.sh

@@ -78,7 +78,7 @@ for module in $MODULES; do
   if grep -q 'k8s.io/kubernetes ' "$module/go.mod"; then echo "      $module: reads the kubelet's own code: about 5 minutes the first time"; fi
   check "$module: golangci-lint" golangci
 done
-for module in $MODULES tools; do
+for module in $MODULES tools $(dirname $(ls test/*/*/go.mod)); do
   check "$module: go mod tidy" in_module go mod tidy -diff
 done
 
