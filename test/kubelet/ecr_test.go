@@ -270,7 +270,7 @@ func (w *world) askers() []string {
 	return all
 }
 
-// direct fails if a metadata service was asked by way of the proxy, or anybody that is not of the cloud. (What is on loopback is exempt from HTTP_PROXY, but not from the setting `proxy`.)
+// direct fails if a metadata service was asked by way of the proxy, or anybody that is not of the cloud.
 func (w *world) direct() {
 	w.Helper()
 	for _, r := range w.Requests() {
@@ -278,6 +278,14 @@ func (w *world) direct() {
 			w.Errorf("the proxy was asked for %s %s", r.Host, r.Operation)
 		}
 	}
+}
+
+// proxied spells the address of a metadata service on loopback so that Go's rules do not exempt it from HTTP_PROXY. (To connect to the unspecified address is to connect to this machine.)
+func proxied(env []string) []string {
+	for i := range env {
+		env[i] = strings.Replace(env[i], "127.0.0.1", "0.0.0.0", 1)
+	}
+	return env
 }
 
 // pull is what a row pulls, and as whom.
@@ -373,7 +381,7 @@ var rows = []row{
 
 	{"container endpoint of EKS Pod Identity", func(w *world) {
 		w.role(ecrNode)
-		w.env, w.config["proxy"] = w.Container(ecrNode).Environ(), w.ProxyURL()
+		w.env = w.Container(ecrNode).Environ()
 		if w.refuse {
 			w.env = append(w.env, "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE="+w.file("token", "of another pod", 0o600))
 		}
@@ -382,7 +390,6 @@ var rows = []row{
 	{"container endpoint of ECS", func(w *world) {
 		w.role(ecrNode)
 		k := w.Container(ecrNode)
-		w.config["proxy"] = w.ProxyURL()
 		if w.env = k.EnvironToken(); w.refuse {
 			w.env[1] += "x"
 		}
@@ -390,7 +397,7 @@ var rows = []row{
 
 	{"IMDSv2", func(w *world) {
 		w.role(ecrNode)
-		w.env, w.config["proxy"] = w.Instance(w.unless(ecrNode, "")).Environ(), w.ProxyURL()
+		w.env = proxied(w.Instance(w.unless(ecrNode, "")).Environ())
 	}, assumed(ecrNode, ""), nil, []string{"no AWS credentials: tried environment", "instance metadata (", "status 404"}},
 
 	{"a role", func(w *world) {
@@ -463,7 +470,7 @@ var rows = []row{
 		g := w.GoogleInstance(cloud.ServiceAccount{Email: "node@project.iam.gserviceaccount.com"})
 		id := g.ServiceAccounts()[0].UniqueID
 		w.role(ecrNode, cloud.Trust{Federated: cloud.GoogleIssuer, Audience: id, OriginalAudience: "ecr-pull.example.com", Subject: w.unless(id, "1")})
-		w.env = g.Environ()
+		w.env = proxied(g.Environ())
 		w.byWebIdentity("googleMetadata", object{})["audience"] = "ecr-pull.example.com"
 	}, assumed(ecrNode, "credential-broker"), nil, []string{webRefused, "accounts.google.com", "azp"}},
 
@@ -474,7 +481,7 @@ var rows = []row{
 		id := a.Identities()[1]
 		w.AddOIDCProvider(ecrAccount, a.Issuer(false), app)
 		w.role(ecrNode, w.web(a.Issuer(false), app, id.ObjectID))
-		w.env = a.Environ()
+		w.env = proxied(a.Environ())
 		w.byWebIdentity("azureManagedIdentity", object{"clientID": id.ClientID})["audience"] = app
 	}, assumed(ecrNode, "credential-broker"), nil, []string{webRefused, "sts.windows.net", "api://tenant/ecr-pull"}},
 
