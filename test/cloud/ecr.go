@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -42,9 +43,21 @@ func (c *Cloud) jsonAPI(e endpoint, target string, operations map[string]jsonOpe
 	})
 }
 
-func (c *Cloud) callJSON(w http.ResponseWriter, r *http.Request, e endpoint, known bool, operation jsonOperation) (any, *refusal) {
+// bodyOf reads a request's body, a megabyte at most. A client that goes away in the middle of it gets no answer.
+func bodyOf(w http.ResponseWriter, r *http.Request) (body []byte, tooLarge bool) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, true
+	}
 	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	return body, false
+}
+
+func (c *Cloud) callJSON(w http.ResponseWriter, r *http.Request, e endpoint, known bool, operation jsonOperation) (any, *refusal) {
+	body, tooLarge := bodyOf(w, r)
+	if tooLarge {
 		return nil, &refusal{http.StatusRequestEntityTooLarge, "RequestEntityTooLargeException", "the request is too large"}
 	}
 	if !known || operation == nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/x-amz-json-1.1" {

@@ -29,8 +29,8 @@ type stsCall struct {
 // stsAPI is STS at an endpoint: the query protocol, with answers in XML.
 func (c *Cloud) stsAPI(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
-		if err != nil {
+		body, tooLarge := bodyOf(w, r)
+		if tooLarge {
 			writeXML(w, r, refusal{http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "the request is too large"})
 			return
 		}

@@ -36,21 +36,21 @@ func answerRules() []Rule {
 // answer is what the backend says for an image when nothing else goes on.
 type answer struct {
 	response *backendv1.GetCredentialsResponse
-	// The user names and passwords are the same each time.
+	// The user names and passwords are the same each time, and not made for whoever asks.
 	sameUsers, samePasswords bool
 }
 
-// answerFor asks for an image twice, once for the whole suite.
+// answerFor asks for an image twice, once for the whole suite: each time a backend that has just been started, since one that lives may keep what it got, and what another gets may be new.
 func (t *trial) answerFor(ctx context.Context, image string) (*answer, error) {
 	if a, ok := t.answers[image]; ok {
 		return a, nil
 	}
-	p, err := t.configured(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var responses [2]*backendv1.GetCredentialsResponse
 	for i := range responses {
+		p, err := t.configured(ctx)
+		if err != nil {
+			return nil, err
+		}
 		if responses[i], err = p.get(ctx, image); err != nil {
 			return nil, p.broken("asked for credentials", err)
 		}
