@@ -49,6 +49,7 @@ func run(m *testing.M) int {
 		{"credential-broker", "../../cmd/credential-broker"},
 		{"backends/credential-backend-exec", "../../cmd/credential-backend-exec"},
 		{"backends/credential-backend-dockerconfig", "../../cmd/credential-backend-dockerconfig"},
+		{"backends/credential-backend-ecr", "../../cmd/credential-backend-ecr"},
 		{"backends/credential-backend-misbehave", "./misbehave"},
 	} {
 		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, target[0]), target[1])
