@@ -181,7 +181,7 @@ func (w *world) start() {
 	}
 	provider := object{
 		// Two hosts are none of Amazon's, and their images are for the backend to leave alone.
-		"name": "ecr", "matchImages": []string{"*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.example", "registry.example"},
+		"name": "ecr", "matchImages": []string{"*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.example", "registry.example", "public.ecr.aws"},
 		"inheritEnv": []string{"AWS_*", "GCE_METADATA_HOST", "AZURE_*", "SPIFFE_*"}, "config": w.config,
 	}
 	if w.tokens != nil {
@@ -612,6 +612,44 @@ func TestECRIdentitiesRefused(t *testing.T) {
 				t.Log(stderr)
 			}
 			w.direct()
+		})
+	}
+}
+
+// TestECRPublic: whoever may has a token, and everybody else pulls anonymously, which is an answer that the kubelet keeps.
+func TestECRPublic(t *testing.T) {
+	const image = "public.ecr.aws/team/app"
+	for _, c := range []struct {
+		name, public, said string
+		policy             []cloud.Statement
+		credentials, kept  bool
+	}{
+		{"allowed", "anonymousFallback", "outcome=credentials", cloud.PublicPolicy(), true, true},
+		{"denied", "anonymousFallback", "images are pulled anonymously", cloud.PullPolicy(), false, true},
+		{"denied where it is required", "required", "ecr-public:GetAuthorizationToken and sts:GetServiceBearerToken", cloud.PullPolicy(), false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.env, w.config = w.AddUser(ecrUser, c.policy...).Environ(), object{"public": c.public}
+			w.start()
+			for range 2 {
+				found := w.lookup(image, pod{})
+				if (len(found) == 1) != c.credentials {
+					t.Fatalf("the kubelet has %d credentials\n%s", len(found), w.read("stderr"))
+				}
+				for _, v := range found {
+					if err := w.Pull(image, v.Username, v.Password); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if (w.starts() == 1) != c.kept || !strings.Contains(w.read("stderr"), c.said) {
+				t.Errorf("%d starts of the broker, want %q said\n%s", w.starts(), c.said, w.read("stderr"))
+			}
+			if err := w.Pull(image, "", ""); err != nil {
+				t.Errorf("anonymously: %v", err)
+			}
 		})
 	}
 }
