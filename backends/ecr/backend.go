@@ -88,8 +88,8 @@ func (b *Backend) token(ctx context.Context, req backends.Request, reg registry)
 	if err != nil {
 		return token{}, err
 	}
-	return b.tokens.get(ctx, tokenKey{who: who.key(), endpoint: reg.endpointKey()}, func(ctx context.Context) (token, error) {
-		s, err := b.sessions.get(ctx, reg)
+	return b.tokens.get(ctx, tokenKey{who: who.key(), endpoint: reg.endpointKey()}, who.until, func(ctx context.Context) (token, error) {
+		s, err := b.sessions.open(ctx, reg)
 		if err != nil {
 			return token{}, err
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strconv"
 	"strings"
 
@@ -26,7 +25,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	reg, ok := parseHost(req.Image, b.cfg.RegistrySuffixes)
 	switch {
 	case req.Image == "":
-		reg = registry{region: homeRegion()}
+		return b.checkWithoutImage(ctx, req)
 	case !ok:
 		return backends.Refused(fmt.Errorf("%q is no registry of Amazon's that is known here: its domain can be named in registrySuffixes, if it is one", cut(req.Image.Host())))
 	case reg.public && b.cfg.Public == PublicAnonymous:
@@ -43,18 +42,26 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	return err
 }
 
-// homeRegion is where to ask who one is, if no image tells a region.
-func homeRegion() string {
-	for _, name := range []string{"AWS_REGION", "AWS_DEFAULT_REGION"} {
-		if region := os.Getenv(name); validRegion(region) {
-			return region
-		}
+// checkWithoutImage finds out who the node is, in the region that the configuration names. Whose identity a pod's token is, only a request with one can show; and of the roles
+// for certain accounts, the first stands for all.
+func (b *Backend) checkWithoutImage(ctx context.Context, req backends.Request) error {
+	if b.cfg.PodIdentity == PodIdentityRequire && req.Token == "" {
+		slog.InfoContext(ctx, "only a request with a pod's token can be checked: podIdentity is Require")
+		return nil
 	}
-	return publicRegion
+	reg := registry{region: unknownRegion}
+	if len(b.cfg.Via) == 0 && b.cfg.RoleARN == "" && !b.cfg.WebIdentity.IsZero() {
+		reg.account = b.cfg.Roles[0].Accounts[0] // validated: there is one
+	}
+	who, err := b.who(req, reg)
+	if err != nil {
+		return err
+	}
+	return b.check(ctx, who, "", reg)
 }
 
 func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg registry) error {
-	s, err := b.sessions.get(ctx, reg)
+	s, err := b.sessions.open(ctx, reg)
 	if err != nil {
 		return err
 	}
@@ -62,7 +69,7 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 	if err != nil {
 		return err
 	}
-	ctx, call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
 	me, err := s.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}, func(o *sts.Options) { o.Credentials, o.Retryer = provider, call })
 	if err != nil {
 		return call.explain(err, "ask who this is", func(cause, error) string { return "" })
@@ -110,7 +117,7 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 	resource := fmt.Sprintf("arn:%s:ecr:%s:%s:repository/%s", partition, reg.region, reg.account, repository)
 	var missing []string
 	ask := func(action string, ask func(context.Context, *ecr.Client) error) error {
-		ctx, call := newCall(ctx, s.retryer)
+		ctx, call := newCall(ctx, s.all.retryer("ecr", reg.region))
 		api, err := s.api(as, reg, call)
 		if err != nil {
 			return err
@@ -129,8 +136,16 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 		return call.explain(err, doing, func(cause, error) string { return "" })
 	}
 	err := ask("ecr:BatchGetImage", func(ctx context.Context, api *ecr.Client) error {
-		_, err := api.BatchGetImage(ctx, &ecr.BatchGetImageInput{RegistryId: &reg.account, RepositoryName: &repository, ImageIds: []types.ImageIdentifier{{ImageDigest: aws.String(noSuchLayer)}}})
-		return err
+		out, err := api.BatchGetImage(ctx, &ecr.BatchGetImageInput{RegistryId: &reg.account, RepositoryName: &repository, ImageIds: []types.ImageIdentifier{{ImageDigest: aws.String(noSuchLayer)}}})
+		if err != nil {
+			return err
+		}
+		for _, f := range out.Failures { // the image is not there, which is as it should be; or the repository cannot be pulled from
+			if f.FailureCode != types.ImageFailureCodeImageNotFound && validCode(string(f.FailureCode)) {
+				slog.WarnContext(ctx, "ECR may not be able to give images of this repository", "code", string(f.FailureCode))
+			}
+		}
+		return nil
 	})
 	if err == nil {
 		err = ask("ecr:GetDownloadUrlForLayer", func(ctx context.Context, api *ecr.Client) error {
@@ -169,7 +184,7 @@ func isNotThere(err error) bool {
 
 // pullThroughRule is the prefix of the cache rule that the repository falls under; known: the rules could be read.
 func (s *session) pullThroughRule(ctx context.Context, as aws.CredentialsProvider, reg registry, repository string) (prefix string, known bool) {
-	ctx, call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.all.retryer("ecr", reg.region))
 	api, err := s.api(as, reg, call)
 	if err != nil {
 		return "", false

@@ -204,6 +204,9 @@ func unanswered(err error) string {
 	case untrusted:
 		return host + cut(certificate.Err.Error())
 	case wasSent:
+		if parsed, ok := errors.AsType[*url.Error](sent.Err); ok && parsed.Op == "parse" { // which quotes it, with its password
+			return host + "the proxy's address is no URL"
+		}
 		return host + cut(sent.Err.Error())
 	}
 	text := err.Error()

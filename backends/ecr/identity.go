@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
@@ -26,6 +27,8 @@ type who struct {
 	// pod is the token of the pod that pulls, if the pod's identity is used: it is exchanged for chain[0].
 	pod   backends.Secret
 	chain []Role
+	// until is when the pod's token expires, by what it says; zero for the node.
+	until time.Time
 }
 
 // key tells identities apart without holding a secret.
@@ -40,6 +43,18 @@ func (w who) key() string {
 
 // who finds out whose identity a request is made with.
 func (b *Backend) who(req backends.Request, reg registry) (who, error) {
+	w, err := b.whoever(req, reg)
+	if err == nil && reg.public {
+		for _, role := range w.chain {
+			if partition := strings.Split(role.RoleARN, ":")[1]; partition != "aws" {
+				return who{}, backends.Refused(noIdentity("%s is of partition %s, whose keys mean nothing to ECR Public", role.RoleARN, partition))
+			}
+		}
+	}
+	return w, err
+}
+
+func (b *Backend) whoever(req backends.Request, reg registry) (who, error) {
 	if b.cfg.PodIdentity != PodIdentityOff {
 		role, from := req.Annotations[roleAnnotation], "the annotation "+roleAnnotation
 		if _, ok := req.Annotations[roleAnnotation]; !ok {
@@ -50,7 +65,8 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 			if !validRoleARN(role) {
 				return who{}, backends.Refused(fmt.Errorf("%s is %q, which is no role: want one such as arn:aws:iam::123456789012:role/name", from, cut(role)))
 			}
-			return who{pod: req.Token, chain: []Role{{RoleARN: role, SessionName: podSessionName(string(req.Token))}}}, nil
+			claims, _ := webidentity.ParseClaims(string(req.Token)) // whether it is a token at all is for STS to say
+			return who{pod: req.Token, chain: []Role{{RoleARN: role, SessionName: podSessionName(claims)}}, until: claims.Expires}, nil
 		case b.cfg.PodIdentity == PodIdentityPrefer:
 		case req.Token == "":
 			return who{}, backends.Refused(noIdentity("podIdentity is Require, and the request carries no service account token: give the provider tokenAttributes, and the kubelet an entry for its audience"))
@@ -78,11 +94,7 @@ const maxSessionName = 64
 
 // podSessionName names a session after the pod's service account, "namespace.name", for CloudTrail. A namespace has no dot, so the first one divides the two. A name that is too long is
 // cut, and told from others that begin like it by a hash.
-func podSessionName(token string) string {
-	claims, err := webidentity.ParseClaims(token)
-	if err != nil {
-		return defaultSessionName
-	}
+func podSessionName(claims webidentity.Claims) string {
 	name := claims.Namespace + "." + claims.ServiceAccount
 	if claims.Namespace == "" || claims.ServiceAccount == "" {
 		name = claims.Subject
@@ -151,7 +163,7 @@ func (s *session) provider(ctx context.Context, w who) (aws.CredentialsProvider,
 
 // assumeWithToken is AssumeRoleWithWebIdentity.
 func (s *session) assumeWithToken(ctx context.Context, role Role, token backends.Secret, what string) (aws.CredentialsProvider, error) {
-	ctx, call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
 	out, err := s.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn:          &role.RoleARN,
 		RoleSessionName:  aws.String(nameOf(role)),
@@ -172,7 +184,7 @@ func (s *session) assume(ctx context.Context, as aws.CredentialsProvider, role R
 	for key, value := range role.SessionTags {
 		in.Tags = append(in.Tags, types.Tag{Key: &key, Value: &value})
 	}
-	ctx, call := newCall(ctx, s.retryer)
+	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
 	out, err := s.sts.AssumeRole(ctx, in, func(o *sts.Options) { o.Credentials, o.Retryer = as, call })
 	if err != nil {
 		return nil, call.explain(err, "assume "+role.RoleARN, assumeAdvice(role))

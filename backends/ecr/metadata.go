@@ -20,9 +20,13 @@ import (
 // instance whose hop limit is 1 never answers a container.
 const metadataTimeout = time.Second
 
+// containerTimeout bounds one request to a container credentials endpoint.
+const containerTimeout = 5 * time.Second
+
 // metadata is how metadata services are asked: never through a proxy, never for long, never elsewhere. It remembers the last thing that came of it, since the SDK's errors bury that.
 type metadata struct {
-	client *http.Client
+	// client is for what answers from the machine itself, patient for what has to ask elsewhere before it answers, as EKS's agent does.
+	client, patient *http.Client
 
 	mu   sync.Mutex
 	last string
@@ -35,11 +39,9 @@ func newMetadata() *metadata {
 		MaxIdleConns:    2,
 		IdleConnTimeout: 10 * time.Second,
 	}
-	m.client = &http.Client{
-		Timeout:       metadataTimeout,
-		Transport:     roundTripper(func(r *http.Request) (*http.Response, error) { return m.heed(r)(transport.RoundTrip(r)) }),
-		CheckRedirect: staysHere,
-	}
+	observed := roundTripper(func(r *http.Request) (*http.Response, error) { return m.heed(r)(transport.RoundTrip(r)) })
+	m.client = &http.Client{Timeout: metadataTimeout, Transport: observed, CheckRedirect: staysHere}
+	m.patient = &http.Client{Timeout: containerTimeout, Transport: observed, CheckRedirect: staysHere}
 	return m
 }
 
@@ -55,6 +57,8 @@ func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Resp
 		var refused *net.OpError
 		var s string
 		switch {
+		case err == nil && response.StatusCode < 300:
+			// What is wrong then, the SDK says best.
 		case err == nil:
 			s = fmt.Sprintf("status %d", response.StatusCode)
 			switch {
@@ -64,7 +68,7 @@ func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Resp
 				s += ": it is switched off for this instance"
 			}
 		case time.Since(began) >= metadataTimeout, r.Context().Err() != nil:
-			s = fmt.Sprintf("no answer within %s: there is none here, or the instance's hop limit is too low for a container", metadataTimeout)
+			s = fmt.Sprintf("no answer within %s: there is none here, or the instance's hop limit is too low for a container", time.Since(began).Round(time.Second))
 		case errors.As(err, &refused):
 			s = cut(refused.Err.Error())
 		default:
@@ -72,7 +76,9 @@ func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Resp
 		}
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.last = r.URL.Host + ": " + s
+		if m.last = ""; s != "" {
+			m.last = r.URL.Host + ": " + s
+		}
 		return response, err
 	}
 }

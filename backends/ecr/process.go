@@ -15,7 +15,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
-	"github.com/kballard/go-shellquote"
 
 	"github.com/credential-broker/credential-broker/backends/child"
 	"github.com/credential-broker/credential-broker/proto/trust"
@@ -26,7 +25,7 @@ const processTimeout = time.Minute
 
 // processCredentials takes the place of what the SDK makes of a credential_process: the program has to pass the same checks as a backend's file, is started without a shell, and ends with
 // this process. The roles of the profiles that build on it are assumed as the SDK does.
-func (s *session) processCredentials(innermost *config.SharedConfig) aws.CredentialsProvider {
+func (s *session) processCredentials(innermost *config.SharedConfig, options func(*sts.Options)) aws.CredentialsProvider {
 	var provider aws.CredentialsProvider = aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
 		return runProcess(ctx, innermost.CredentialProcess)
 	}))
@@ -39,7 +38,7 @@ func (s *session) processCredentials(innermost *config.SharedConfig) aws.Credent
 	for _, role := range slices.Backward(roles) {
 		with := provider
 		provider = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
-			sts.NewFromConfig(s.cfg, func(o *sts.Options) { o.Credentials = with }), role.RoleARN,
+			sts.NewFromConfig(s.cfg, options, func(o *sts.Options) { o.Credentials = with }), role.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) {
 				o.RoleSessionName = role.RoleSessionName
 				if role.ExternalID != "" {
@@ -64,7 +63,7 @@ type processOutput struct {
 
 // runProcess runs the program and reads what it prints. The error never has any of it.
 func runProcess(ctx context.Context, command string) (aws.Credentials, error) {
-	words, err := shellquote.Split(command)
+	words, err := splitCommand(command)
 	if err != nil || len(words) == 0 {
 		return aws.Credentials{}, errors.New("credential_process is no command line: quote its words as a shell wants them")
 	}

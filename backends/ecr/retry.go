@@ -76,6 +76,9 @@ func (h client) Do(r *http.Request) (*http.Response, error) {
 func (c *call) IsErrorRetryable(err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ctx.Err() != nil {
+		return false
+	}
 	c.last, c.attempts = err, c.attempts+1
 	switch causeOf(err) {
 	case causeThrottled:
@@ -102,17 +105,18 @@ func (c *call) RetryDelay(attempt int, err error) (time.Duration, error) {
 func (c *call) failure(err error) (attempts int, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	why = err
+	op, called := errors.AsType[*smithy.OperationError](err)
+	if why = err; called {
+		why = op.Err
+	}
 	if c.ctx.Err() != nil && c.last != nil {
 		why = c.last
 	}
 	if _, ok := errors.AsType[*url.Error](why); !ok && c.host != "" && statusOf(why) == 0 && causeOf(why) == causeUnreachable {
 		why = &url.Error{Op: http.MethodPost, URL: "https://" + c.host, Err: why}
 	}
-	if op, ok := errors.AsType[*smithy.OperationError](err); ok {
-		if _, ok := errors.AsType[*smithy.OperationError](why); !ok {
-			why = &smithy.OperationError{ServiceID: op.ServiceID, OperationName: op.OperationName, Err: why}
-		}
+	if _, ok := errors.AsType[*smithy.OperationError](why); !ok && called {
+		why = &smithy.OperationError{ServiceID: op.ServiceID, OperationName: op.OperationName, Err: why}
 	}
 	return max(c.attempts, 1), why
 }

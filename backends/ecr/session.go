@@ -9,12 +9,14 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/ecr"
 	"github.com/aws/aws-sdk-go-v2/service/ecrpublic"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
@@ -28,35 +30,32 @@ import (
 // defaultAudience is the one that IAM's OIDC providers are made for.
 const defaultAudience = "sts.amazonaws.com"
 
-// session is what the SDK makes of settings and environment, for one region of STS.
+// session is what the SDK makes of settings and environment as they are now, for one region, and for one use: files that are exchanged and credentials that are renewed are seen by
+// the next one.
 type session struct {
-	cfg     aws.Config
-	sts     *sts.Client
-	base    aws.CredentialsProvider // of the SDK's default chain
-	web     webidentity.Source      // nil: base is used
-	tried   tried
-	retryer aws.RetryerV2
-	own     *Config
-
+	cfg      aws.Config
+	sts      *sts.Client
+	base     aws.CredentialsProvider // of the SDK's default chain
+	baseCall *call                   // with which the chain makes its calls
+	web      webidentity.Source      // nil: base is used
+	tried    tried
+	all      *sessions
 	metadata *metadata
 }
 
-// sessions are made when they are first needed, and kept: they hold the credentials of the default chain and the connections.
+// sessions are what all sessions of a backend have in common.
 type sessions struct {
 	own    *Config
 	client *awshttp.BuildableClient
 	web    webidentity.Source
-	// The client's rate is adapted over all calls.
-	retryer aws.RetryerV2
 
-	mu   sync.Mutex
-	made map[sessionKey]*session
+	mu sync.Mutex
+	// retryers, by service and region: each adapts its rate to what is throttled there.
+	retryers map[string]aws.RetryerV2
 }
 
-type sessionKey struct{ region, suffix string }
-
 func newSessions(c *Config) (*sessions, error) {
-	s := &sessions{own: c, retryer: newRetryer(), made: map[sessionKey]*session{}}
+	s := &sessions{own: c, retryers: map[string]aws.RetryerV2{}}
 	if !c.WebIdentity.IsZero() {
 		web, err := webidentity.New(c.WebIdentity, defaultAudience)
 		if err != nil {
@@ -75,33 +74,40 @@ func newSessions(c *Config) (*sessions, error) {
 	return s, nil
 }
 
-func (all *sessions) get(ctx context.Context, reg registry) (*session, error) {
-	key := sessionKey{all.own.stsRegion(reg), reg.suffix}
+// retryer is the one for the calls of a service in a region.
+func (all *sessions) retryer(service, region string) aws.RetryerV2 {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	if s := all.made[key]; s != nil {
-		return s, nil
+	key := service + " " + region
+	if all.retryers[key] == nil {
+		all.retryers[key] = newRetryer()
 	}
-	s, err := all.make(ctx, key)
-	if err == nil {
-		all.made[key] = s
-	}
-	return s, err
+	return all.retryers[key]
 }
 
-// make reads the environment and the shared configuration files. Nothing is sent yet.
-func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error) {
+// unknownRegion is what registries have of which only the configuration may know the region.
+const unknownRegion = ""
+
+// open reads the environment and the shared configuration files. Nothing is sent yet. The context is that of all the session's calls.
+func (all *sessions) open(ctx context.Context, reg registry) (*session, error) {
 	c := all.own
-	s := &session{web: all.web, retryer: all.retryer, own: c, metadata: newMetadata()}
+	s := &session{web: all.web, all: all, metadata: newMetadata()}
+	region := c.stsRegion(reg)
+	ctx, s.baseCall = newCall(ctx, all.retryer("sts", region))
 	instance := &lazyIMDS{cfg: &s.cfg, http: s.metadata}
 	options := []func(*config.LoadOptions) error{
-		config.WithRegion(key.region),
 		config.WithHTTPClient(all.client),
-		config.WithRetryer(func() aws.Retryer { return all.retryer }),
+		config.WithRetryer(func() aws.Retryer { return s.baseCall }),
+		config.WithWebIdentityRoleCredentialOptions(func(o *stscreds.WebIdentityRoleOptions) { o.Client = lazySTS{s} }),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = instance }),
-		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = s.metadata.client, metadataRetryer() }),
+		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = s.metadata.patient, metadataRetryer() }),
 		// The SDK's own warnings may quote answers.
 		config.WithLogger(logging.Nop{}),
+	}
+	if region == unknownRegion {
+		options = append(options, config.WithDefaultRegion(publicRegion))
+	} else {
+		options = append(options, config.WithRegion(region))
 	}
 	if c.Profile != "" {
 		options = append(options, config.WithSharedConfigProfile(c.Profile))
@@ -111,26 +117,48 @@ func (all *sessions) make(ctx context.Context, key sessionKey) (*session, error)
 		return nil, backends.InvalidConfig("", "load the AWS configuration: %w", spoken(err))
 	}
 	if buildable, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok { // which has AWS_CA_BUNDLE by now
-		cfg.HTTPClient = client{&http.Client{Transport: buildable.GetTransport(), CheckRedirect: staysHere}}
+		cfg.HTTPClient = client{&http.Client{Transport: buildable.GetTransport(), CheckRedirect: staysHere, Timeout: timeLeft(ctx)}}
 	}
 	s.cfg = cfg
 	s.base = cfg.Credentials
 	s.tried = whatIsTried(cfg, c.Profile)
 	if s.tried.process != nil {
-		s.base = s.processCredentials(s.tried.process)
+		s.base = s.processCredentials(s.tried.process, s.stsOptions(reg))
 	}
-	s.sts = sts.NewFromConfig(cfg, func(o *sts.Options) {
-		switch {
-		case c.STSEndpoint != "":
-			o.BaseEndpoint = &c.STSEndpoint
-		case key.suffix != "" && o.BaseEndpoint == nil:
-			o.BaseEndpoint = aws.String("https://sts." + key.region + "." + key.suffix)
+	s.sts = sts.NewFromConfig(cfg, s.stsOptions(reg))
+	return s, nil
+}
+
+// lazySTS is the session's client of STS, which is made after the chain. (The roles of profiles are assumed with clients of the chain's own: what is set for STS here does not reach
+// them, what is set by the SDK's variables does.)
+type lazySTS struct{ *session }
+
+// AssumeRoleWithWebIdentity implements stscreds.AssumeRoleWithWebIdentityAPIClient.
+func (l lazySTS) AssumeRoleWithWebIdentity(ctx context.Context, in *sts.AssumeRoleWithWebIdentityInput, options ...func(*sts.Options)) (*sts.AssumeRoleWithWebIdentityOutput, error) {
+	return l.sts.AssumeRoleWithWebIdentity(ctx, in, options...)
+}
+
+// timeLeft bounds requests that outlive their context: the SDK asks for credentials in the background, so that several may wait for them.
+func timeLeft(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return max(time.Until(deadline), time.Millisecond)
+	}
+	return time.Minute
+}
+
+// stsOptions are those of every client of STS.
+func (s *session) stsOptions(reg registry) func(*sts.Options) {
+	return func(o *sts.Options) {
+		switch own := s.all.own; {
+		case own.STSEndpoint != "":
+			o.BaseEndpoint = &own.STSEndpoint
+		case reg.suffix != "" && o.BaseEndpoint == nil:
+			o.BaseEndpoint = aws.String("https://sts." + o.Region + "." + reg.suffix)
 		}
-		if o.BaseEndpoint != nil {
+		if o.BaseEndpoint != nil { // used as it is; the SDK refuses kinds together with an endpoint
 			o.EndpointOptions.UseFIPSEndpoint, o.EndpointOptions.UseDualStackEndpoint = aws.FIPSEndpointStateDisabled, aws.DualStackEndpointStateDisabled
 		}
-	})
-	return s, nil
+	}
 }
 
 // staysHere follows no redirect: AWS's APIs have none, and what is sent, a pod's token in it, would be sent once more to wherever one points.
@@ -142,8 +170,11 @@ func (s *session) api(as aws.CredentialsProvider, reg registry, call *call) (*ec
 	client := ecr.NewFromConfig(s.cfg, func(o *ecr.Options) {
 		o.Region, o.Credentials, o.Retryer = reg.region, as, call
 		switch {
-		case s.own.Endpoint != "":
-			o.BaseEndpoint = &s.own.Endpoint
+		case s.all.own.Endpoint != "":
+			o.BaseEndpoint = &s.all.own.Endpoint
+		case reg.suffix != "" && reg.fips && o.BaseEndpoint == nil:
+			problem = backends.InvalidConfig("endpoint", "the registry's name asks for FIPS, and where its API has that under %s is not known: name the endpoint here", reg.suffix)
+			return
 		case reg.suffix != "" && o.BaseEndpoint == nil:
 			o.BaseEndpoint = aws.String("https://api.ecr." + reg.region + "." + reg.suffix)
 		}
@@ -224,11 +255,16 @@ func (s *session) noCredentials(err error) error {
 	var list []string
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	env, shared := s.tried.env, s.tried.shared
-	why := spoken(err)
+	attempts, err := s.baseCall.failure(err)
+	why := spoken(err).Error()
+	if attempts > 1 {
+		why += fmt.Sprintf(", after %d attempts", attempts)
+	}
+	none := false // there is nothing that could give credentials
 	switch {
-	case env.Credentials.HasKeys() && s.own.Profile == "":
+	case env.Credentials.HasKeys() && s.all.own.Profile == "":
 		add("the environment's AWS_ACCESS_KEY_ID (%s)", why)
-	case env.WebIdentityTokenFilePath != "" && s.own.Profile == "":
+	case env.WebIdentityTokenFilePath != "" && s.all.own.Profile == "":
 		add("AWS_WEB_IDENTITY_TOKEN_FILE %s as AWS_ROLE_ARN %q (%s)", env.WebIdentityTokenFilePath, env.RoleARN, why)
 	case s.tried.process != nil:
 		add("credential_process of profile %q (%s)", s.tried.process.Profile, why)
@@ -243,10 +279,16 @@ func (s *session) noCredentials(err error) error {
 			add("container credentials endpoint (%s)", s.metadata.outcome(err))
 			break
 		}
+		none = true
 		add("container credentials endpoint (no AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI)")
 		add("instance metadata (%s)", s.metadata.outcome(err))
 	}
-	return causeOf(err).kind()(noIdentity("no AWS credentials: tried %s: attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)", strings.Join(list, "; ")))
+	text := "no AWS credentials: tried " + strings.Join(list, "; ") + ": attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)"
+	found := causeOf(err)
+	if none {
+		return found.kind()(noIdentity("%s", text))
+	}
+	return found.kind()(&callError{found, text})
 }
 
 // sharedFiles says which of the shared configuration files there are.

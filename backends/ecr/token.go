@@ -26,7 +26,11 @@ type token struct {
 
 // authorizationToken asks ECR (GetAuthorizationToken) with the given credentials.
 func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProvider, reg registry) (token, error) {
-	ctx, call := newCall(ctx, s.retryer)
+	service := "ecr"
+	if reg.public {
+		service = "ecr-public"
+	}
+	ctx, call := newCall(ctx, s.all.retryer(service, reg.region))
 	var data *string
 	var expires *time.Time
 	var answer middleware.Metadata
@@ -103,8 +107,8 @@ type tokenEntry struct {
 const maxTokens = 1000
 
 // get returns a token that has more than half of its life before it, or asks for one. Requests for the same one wait for each other, so that a node that starts many pods at once asks once;
-// a failure is nobody else's, though: each tries for itself, within its own time.
-func (t *tokens) get(ctx context.Context, key tokenKey, ask func(context.Context) (token, error)) (token, error) {
+// a failure is nobody else's, though: each tries for itself, within its own time. Latest, if not zero, is when the token is not to be given out any more, whatever its life.
+func (t *tokens) get(ctx context.Context, key tokenKey, latest time.Time, ask func(context.Context) (token, error)) (token, error) {
 	now := t.now
 	if now == nil {
 		now = time.Now
@@ -129,6 +133,9 @@ func (t *tokens) get(ctx context.Context, key tokenKey, ask func(context.Context
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e.until = asked.Add(fresh.expires.Sub(asked) / 2) // a token without an expiry is not kept
+	if !latest.IsZero() && latest.Before(e.until) {
+		e.until = latest
+	}
 	return fresh, nil
 }
 

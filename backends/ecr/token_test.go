@@ -33,7 +33,7 @@ func TestATokenIsKeptForHalfOfItsLife(t *testing.T) {
 	asked := 0
 	get := func(who string, lifetime time.Duration) string {
 		t.Helper()
-		got, err := kept.get(t.Context(), tokenKey{who: who}, func(context.Context) (token, error) {
+		got, err := kept.get(t.Context(), tokenKey{who: who}, time.Time{}, func(context.Context) (token, error) {
 			asked++
 			return token{password: backends.Secret(fmt.Sprint(who, asked)), expires: now.Add(lifetime)}, nil
 		})
@@ -68,7 +68,7 @@ func TestManyWhoAskAtOnceAreOneCall(t *testing.T) {
 	var all sync.WaitGroup
 	for range 50 {
 		all.Go(func() {
-			_, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) {
+			_, err := kept.get(t.Context(), tokenKey{who: "a"}, time.Time{}, func(context.Context) (token, error) {
 				asked.Add(1)
 				return token{expires: time.Now().Add(time.Hour)}, nil
 			})
@@ -86,10 +86,10 @@ func TestManyWhoAskAtOnceAreOneCall(t *testing.T) {
 func TestAFailureIsNobodyElses(t *testing.T) {
 	var kept tokens
 	denied := errors.New("denied")
-	if _, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) { return token{}, denied }); !errors.Is(err, denied) {
+	if _, err := kept.get(t.Context(), tokenKey{who: "a"}, time.Time{}, func(context.Context) (token, error) { return token{}, denied }); !errors.Is(err, denied) {
 		t.Errorf("got %v", err)
 	}
-	got, err := kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) {
+	got, err := kept.get(t.Context(), tokenKey{who: "a"}, time.Time{}, func(context.Context) (token, error) {
 		return token{password: "p", expires: time.Now().Add(time.Hour)}, nil
 	})
 	if err != nil || got.password != "p" {
@@ -101,7 +101,7 @@ func TestWhoeverWaitsForAnothersTokenHasATimeOfItsOwn(t *testing.T) {
 	var kept tokens
 	asking, done := make(chan struct{}), make(chan struct{})
 	go func() {
-		_, _ = kept.get(t.Context(), tokenKey{who: "a"}, func(context.Context) (token, error) {
+		_, _ = kept.get(t.Context(), tokenKey{who: "a"}, time.Time{}, func(context.Context) (token, error) {
 			close(asking)
 			<-done
 			return token{}, nil
@@ -111,7 +111,7 @@ func TestWhoeverWaitsForAnothersTokenHasATimeOfItsOwn(t *testing.T) {
 	<-asking
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := kept.get(ctx, tokenKey{who: "a"}, nil)
+	_, err := kept.get(ctx, tokenKey{who: "a"}, time.Time{}, nil)
 	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "another request") {
 		t.Errorf("got %v", err)
 	}
@@ -121,13 +121,13 @@ func TestOnlySoManyTokensAreKept(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	kept := tokens{now: func() time.Time { return now }}
 	for i := range 3 * maxTokens {
-		_, _ = kept.get(t.Context(), tokenKey{who: fmt.Sprint(i)}, func(context.Context) (token, error) { return token{expires: now.Add(time.Hour)}, nil })
+		_, _ = kept.get(t.Context(), tokenKey{who: fmt.Sprint(i)}, time.Time{}, func(context.Context) (token, error) { return token{expires: now.Add(time.Hour)}, nil })
 	}
 	if n := len(kept.entries); n > maxTokens || n < maxTokens/2 {
 		t.Errorf("%d are kept", n)
 	}
 	now = now.Add(31 * time.Minute)
-	_, err := kept.get(t.Context(), tokenKey{who: "last"}, func(context.Context) (token, error) { return token{}, errors.New("none") })
+	_, err := kept.get(t.Context(), tokenKey{who: "last"}, time.Time{}, func(context.Context) (token, error) { return token{}, errors.New("none") })
 	if err == nil || len(kept.entries) != 0 {
 		t.Errorf("%d are kept that nobody can use", len(kept.entries))
 	}
