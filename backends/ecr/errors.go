@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -204,17 +205,59 @@ func unanswered(err error) string {
 	case untrusted:
 		return host + cut(certificate.Err.Error())
 	case wasSent:
-		if parsed, ok := errors.AsType[*url.Error](sent.Err); ok && parsed.Op == "parse" { // which quotes it, with its password
-			return host + "the proxy's address is no URL"
-		}
-		return host + cut(sent.Err.Error())
+		return host + cut(unsent(sent.Err))
 	}
 	text := err.Error()
+	// A time that is none is quoted, and the SDK does not always wrap the error that does so.
+	if before, _, found := strings.Cut(text, `parsing time "`); found {
+		text = before + "not a time"
+	}
 	// The SDK's wrapping of it says nothing more.
 	for _, prefix := range []string{"failed to refresh cached credentials, ", "get identity: ", "get credentials: "} {
 		text = strings.TrimPrefix(text, prefix)
 	}
 	return cut(text)
+}
+
+// unsent is why a request got no answer. Other errors of net/http quote what came (the first line of an answer that is none, a proxy's words) or the proxy's address with its password.
+func unsent(err error) string {
+	if parsed, ok := errors.AsType[*url.Error](err); ok && parsed.Op == "parse" {
+		return "the proxy's address is no URL"
+	}
+	if proxy, ok := errors.AsType[*proxyError](err); ok {
+		return proxy.Error()
+	}
+	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return record.Error()
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Error()
+	}
+	if alert, ok := errors.AsType[tls.AlertError](err); ok {
+		return alert.Error()
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return "the connection was closed before there was an answer"
+	}
+	return "no valid HTTP answer came"
+}
+
+// proxyError is a proxy's refusal to connect.
+type proxyError struct{ status int }
+
+func (e *proxyError) Error() string {
+	if e.status == http.StatusProxyAuthRequired {
+		return "the proxy wants another user and password (status 407)"
+	}
+	return fmt.Sprintf("the proxy does not connect (status %d)", e.status)
+}
+
+// connected is an http.Transport's OnProxyConnectResponse: net/http's own error repeats the proxy's words.
+func connected(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &proxyError{answer.StatusCode}
 }
 
 // cut keeps a text of others within bounds, and on a line.

@@ -65,6 +65,7 @@ func newSessions(c *Config) (*sessions, error) {
 	}
 	s.client = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.TLSClientConfig.MinVersion = tls.VersionTLS12
+		t.OnProxyConnectResponse = connected
 		if c.Proxy != "" {
 			environment := httpproxy.FromEnvironment()
 			choose := (&httpproxy.Config{HTTPProxy: string(c.Proxy), HTTPSProxy: string(c.Proxy), NoProxy: environment.NoProxy}).ProxyFunc()
@@ -283,7 +284,7 @@ func (s *session) noCredentials(err error) error {
 		add("container credentials endpoint (no AWS_CONTAINER_CREDENTIALS_FULL_URI or _RELATIVE_URI)")
 		add("instance metadata (%s)", s.metadata.outcome(err))
 	}
-	text := "no AWS credentials: tried " + strings.Join(list, "; ") + ": attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)"
+	text := fmt.Sprintf("no AWS credentials: tried %s: attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)", strings.Join(list, "; "))
 	found := causeOf(err)
 	if none {
 		return found.kind()(noIdentity("%s", text))
