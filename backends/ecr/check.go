@@ -140,9 +140,9 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 		if err != nil {
 			return err
 		}
-		for _, f := range out.Failures { // the image is not there, which is as it should be; or the repository cannot be pulled from
-			if f.FailureCode != types.ImageFailureCodeImageNotFound && validCode(string(f.FailureCode)) {
-				slog.WarnContext(ctx, "ECR may not be able to give images of this repository", "code", string(f.FailureCode))
+		for _, f := range out.Failures {
+			if f.FailureCode != types.ImageFailureCodeImageNotFound {
+				return &smithy.GenericAPIError{Code: string(f.FailureCode)}
 			}
 		}
 		return nil

@@ -45,7 +45,7 @@ type Config struct {
 
 	// Endpoint is the URL of the ECR API, used as it is. Default: AWS_ENDPOINT_URL_ECR, AWS_ENDPOINT_URL, or the AWS endpoint of the registry's kind.
 	Endpoint string `json:"endpoint"`
-	// STSEndpoint is the URL of the STS API, used as it is, for all but the roles of shared profiles. Default: AWS_ENDPOINT_URL_STS, which holds for those too, or the endpoint of the region.
+	// STSEndpoint is the URL of the STS API, used as it is. Default: AWS_ENDPOINT_URL_STS, AWS_ENDPOINT_URL, or the endpoint of the region.
 	STSEndpoint string `json:"stsEndpoint"`
 	// STSRegion is the region whose STS is asked. Default: the registry's.
 	STSRegion string `json:"stsRegion"`

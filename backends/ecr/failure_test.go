@@ -3,6 +3,7 @@ package ecr
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -128,7 +129,7 @@ func TestFailures(t *testing.T) {
 			}
 			setenv(t, "AWS_CONFIG_FILE="+write(t, "[default]\ncredential_process = "+program+" x\n"))
 			return Config{}, backends.Request{}
-		}, backends.KindUnavailable, []string{"credential_process of profile", "is not safe to use"}},
+		}, backends.KindMisconfigured, []string{"credential_process of profile", "is not safe to use"}},
 		{"a credential_process that fails", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			setenv(t, "AWS_CONFIG_FILE="+write(t, "[default]\ncredential_process = "+processPrinting(t, c.AddUser(nodeUser))+"\n"))
 			return Config{}, backends.Request{}
@@ -169,21 +170,49 @@ func TestFailures(t *testing.T) {
 // canary is a text that no message may have.
 const canary = "canary/c4nary+hunter2"
 
-// TestRedirects: whoever redirects a call does not have it made elsewhere, with the pod's token in its body.
+// TestRedirects: whoever redirects a call, or a question to a metadata service, does not have it made elsewhere.
 func TestRedirects(t *testing.T) {
-	aws := setUp(t)
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		t.Errorf("%s %s was asked of another host", r.Method, r.URL)
-	}))
-	defer elsewhere.Close()
-	here := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
-	defer here.Close()
-	token := serviceAccountToken(aws.AddIssuer(cluster), "team-a", "builder", nil)
-	_, err := backendFor(t, aws, Config{STSEndpoint: here.URL, PodRoleARN: podRole}).Credentials(t.Context(), backends.Request{Image: image, Token: backends.Secret(token)})
-	fails(t, err, backends.KindUnavailable, "status 307")
-	setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
-	_, err = backendFor(t, aws, Config{Endpoint: here.URL}).Credentials(t.Context(), backends.Request{Image: image})
-	fails(t, err, backends.KindUnavailable, "status 307")
+	for _, status := range []int{http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect} {
+		aws := setUp(t)
+		elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			t.Errorf("%s %s was asked of another host", r.Method, r.URL)
+		}))
+		here := httptest.NewServer(http.RedirectHandler(elsewhere.URL, status))
+		t.Cleanup(elsewhere.Close)
+		t.Cleanup(here.Close)
+		said := fmt.Sprintf("status %d", status)
+		token := serviceAccountToken(aws.AddIssuer(cluster), "team-a", "builder", nil)
+		_, err := backendFor(t, aws, Config{STSEndpoint: here.URL, PodRoleARN: podRole}).Credentials(t.Context(), backends.Request{Image: image, Token: backends.Secret(token)})
+		fails(t, err, backends.KindUnavailable, said)
+		setenv(t, "AWS_CONTAINER_CREDENTIALS_FULL_URI="+here.URL, "AWS_CONTAINER_AUTHORIZATION_TOKEN="+canary)
+		_, err = backendFor(t, aws, Config{}).Credentials(t.Context(), backends.Request{Image: image})
+		fails(t, err, backends.KindUnavailable, said)
+		setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
+		_, err = backendFor(t, aws, Config{Endpoint: here.URL}).Credentials(t.Context(), backends.Request{Image: image})
+		fails(t, err, backends.KindUnavailable, said)
+	}
+}
+
+// TestAttempts: what is throttled is tried until it works, what is broken three times, what is not to be trusted once.
+func TestAttempts(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fault cloud.Fault
+		want  int
+	}{
+		{"broken", cloud.Fault{Service: "ecr", Status: http.StatusInternalServerError, Code: "ServerException"}, maxOtherAttempts},
+		{"throttled", cloud.Fault{Service: "ecr", Times: 4}, 5},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			aws := setUp(t)
+			setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
+			aws.Fail(c.fault)
+			_, err := backendFor(t, aws, Config{}).Credentials(t.Context(), backends.Request{Image: image})
+			if n := len(aws.Requests()); n != c.want || (err == nil) != (c.name == "throttled") {
+				t.Errorf("%d attempts, want %d: %v", n, c.want, err)
+			}
+		})
+	}
 }
 
 func TestThrottledForAMoment(t *testing.T) {

@@ -1,10 +1,13 @@
 package ecr
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -162,5 +165,46 @@ func TestAProxyThatIsNoURL(t *testing.T) {
 	_, err = b.Credentials(t.Context(), backends.Request{Image: image})
 	if err == nil || strings.Contains(err.Error(), canary) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestConnectionsAreUsedAgain by the sessions that come later.
+func TestConnectionsAreUsedAgain(t *testing.T) {
+	aws := setUp(t)
+	issuer := aws.AddIssuer(cluster)
+	aws.AddOIDCProvider(account, cluster, "sts.amazonaws.com")
+	aws.AddRole(cloud.Role{ARN: podRole, Trust: []cloud.Trust{{Federated: cluster, Audience: "sts.amazonaws.com", Subject: "*"}}, Policy: cloud.PullPolicy()})
+	b := backendFor(t, aws, Config{PodRoleARN: podRole})
+	for _, name := range []string{"a", "b", "c"} {
+		pull(t, aws, b, backends.Request{Image: image, Token: backends.Secret(serviceAccountToken(issuer, "team-a", name, nil))})
+	}
+	for _, host := range []string{"sts.eu-west-1.amazonaws.com", "api.ecr.eu-west-1.amazonaws.com"} {
+		if n := aws.Connections(host); n != 1 {
+			t.Errorf("%d connections to %s, want 1", n, host)
+		}
+	}
+}
+
+// TestNothingIsLeftBehind: the SDK asks for the chain's credentials in the background, and may go on after the request is over.
+func TestNothingIsLeftBehind(t *testing.T) {
+	aws := setUp(t)
+	ended := filepath.Join(t.TempDir(), "ended")
+	program := filepath.Join(t.TempDir(), "process")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho $$ >"+ended+"\nexec sleep 600\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	setenv(t, "AWS_CONFIG_FILE="+write(t, "[default]\ncredential_process = "+program+"\n"))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err := backendFor(t, aws, Config{}).Credentials(ctx, backends.Request{Image: image})
+	fails(t, err, backends.KindUnavailable, "no answer in time")
+	pid, err := os.ReadFile(ended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); exec.Command("kill", "-0", strings.TrimSpace(string(pid))).Run() == nil; {
+		if time.Now().After(deadline) {
+			t.Fatal("the credential_process lives on")
+		}
 	}
 }

@@ -26,8 +26,8 @@ const processTimeout = time.Minute
 // processCredentials takes the place of what the SDK makes of a credential_process: the program has to pass the same checks as a backend's file, is started without a shell, and ends with
 // this process. The roles of the profiles that build on it are assumed as the SDK does.
 func (s *session) processCredentials(innermost *config.SharedConfig, options func(*sts.Options)) aws.CredentialsProvider {
-	var provider aws.CredentialsProvider = aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
-		return runProcess(ctx, innermost.CredentialProcess)
+	var provider aws.CredentialsProvider = aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+		return runProcess(s.baseCall.ctx, innermost.CredentialProcess) //nolint:contextcheck // the cache takes the deadline from its own
 	}))
 	var roles []*config.SharedConfig // outermost first
 	for profile := &s.tried.shared; profile != nil; profile = profile.Source {

@@ -72,6 +72,15 @@ func (h client) Do(r *http.Request) (*http.Response, error) {
 	return h.Client.Do(r) //nolint:gosec // the SDK says where
 }
 
+// GetAttemptToken waits for the rate that throttling has left; to whom it leaves none in time is throttled, too.
+func (c *call) GetAttemptToken(ctx context.Context) (func(error) error, error) {
+	release, err := c.RetryerV2.GetAttemptToken(ctx)
+	if err != nil {
+		err = &smithy.GenericAPIError{Code: "ThrottlingException"}
+	}
+	return release, err
+}
+
 // IsErrorRetryable hears of every failure.
 func (c *call) IsErrorRetryable(err error) bool {
 	c.mu.Lock()

@@ -3,6 +3,7 @@ package ecr
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // defaultAudience is the one that IAM's OIDC providers are made for.
@@ -48,6 +50,9 @@ type sessions struct {
 	own    *Config
 	client *awshttp.BuildableClient
 	web    webidentity.Source
+	// transport is that of all sessions, so that connections are used again. It is the first one's, with AWS_CA_BUNDLE as it was then.
+	transport http.RoundTripper
+	connect   sync.Once
 
 	mu sync.Mutex
 	// retryers, by service and region: each adapts its rate to what is throttled there.
@@ -97,9 +102,14 @@ func (all *sessions) open(ctx context.Context, reg registry) (*session, error) {
 	ctx, s.baseCall = newCall(ctx, all.retryer("sts", region))
 	instance := &lazyIMDS{cfg: &s.cfg, http: s.metadata}
 	options := []func(*config.LoadOptions) error{
-		config.WithHTTPClient(all.client),
+		config.WithHTTPClient(all.client.WithTimeout(timeLeft(ctx))),
 		config.WithRetryer(func() aws.Retryer { return s.baseCall }),
 		config.WithWebIdentityRoleCredentialOptions(func(o *stscreds.WebIdentityRoleOptions) { o.Client = lazySTS{s} }),
+		config.WithAssumeRoleCredentialOptions(func(o *stscreds.AssumeRoleOptions) {
+			if made, ok := o.Client.(*sts.Client); ok { // nil the first time, when the SDK only looks at the options
+				o.Client = chainSTS{made, s.stsOptions(reg)}
+			}
+		}),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = instance }),
 		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient, o.Retryer = s.metadata.patient, metadataRetryer() }),
 		// The SDK's own warnings may quote answers.
@@ -118,7 +128,8 @@ func (all *sessions) open(ctx context.Context, reg registry) (*session, error) {
 		return nil, backends.InvalidConfig("", "load the AWS configuration: %w", spoken(err))
 	}
 	if buildable, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok { // which has AWS_CA_BUNDLE by now
-		cfg.HTTPClient = client{&http.Client{Transport: buildable.GetTransport(), CheckRedirect: staysHere, Timeout: timeLeft(ctx)}}
+		all.connect.Do(func() { all.transport = buildable.GetTransport() })
+		cfg.HTTPClient = client{&http.Client{Transport: all.transport, CheckRedirect: staysHere, Timeout: timeLeft(ctx)}}
 	}
 	s.cfg = cfg
 	s.base = cfg.Credentials
@@ -130,13 +141,23 @@ func (all *sessions) open(ctx context.Context, reg registry) (*session, error) {
 	return s, nil
 }
 
-// lazySTS is the session's client of STS, which is made after the chain. (The roles of profiles are assumed with clients of the chain's own: what is set for STS here does not reach
-// them, what is set by the SDK's variables does.)
+// lazySTS is the session's client of STS, which is made after the chain.
 type lazySTS struct{ *session }
 
 // AssumeRoleWithWebIdentity implements stscreds.AssumeRoleWithWebIdentityAPIClient.
 func (l lazySTS) AssumeRoleWithWebIdentity(ctx context.Context, in *sts.AssumeRoleWithWebIdentityInput, options ...func(*sts.Options)) (*sts.AssumeRoleWithWebIdentityOutput, error) {
 	return l.sts.AssumeRoleWithWebIdentity(ctx, in, options...)
+}
+
+// chainSTS is a client that the chain has made for the role of a profile.
+type chainSTS struct {
+	*sts.Client
+	at func(*sts.Options)
+}
+
+// AssumeRole implements stscreds.AssumeRoleAPIClient.
+func (c chainSTS) AssumeRole(ctx context.Context, in *sts.AssumeRoleInput, options ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
+	return c.Client.AssumeRole(ctx, in, append(options, c.at)...)
 }
 
 // timeLeft bounds requests that outlive their context: the SDK asks for credentials in the background, so that several may wait for them.
@@ -286,7 +307,10 @@ func (s *session) noCredentials(err error) error {
 	}
 	text := fmt.Sprintf("no AWS credentials: tried %s: attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)", strings.Join(list, "; "))
 	found := causeOf(err)
-	if none {
+	if _, ok := errors.AsType[*trust.Error](err); ok {
+		return backends.InvalidConfig("", "%s", text)
+	}
+	if none || found == causeInvalid && strings.Contains(env.RoleARN, ":iam:") && !strings.HasPrefix(env.RoleARN, "arn:aws:") {
 		return found.kind()(noIdentity("%s", text))
 	}
 	return found.kind()(&callError{found, text})

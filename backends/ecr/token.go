@@ -149,15 +149,15 @@ func (t *tokens) valid(e *tokenEntry, now time.Time) bool {
 func (t *tokens) enter(key tokenKey, now time.Time) *tokenEntry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for k, other := range t.entries { // what nobody will use again is not to lie in memory, and of the rest any may go
+		if other.users == 0 && (len(t.entries) >= maxTokens && k != key || !now.Before(other.until)) {
+			delete(t.entries, k)
+		}
+	}
 	e := t.entries[key]
 	if e == nil {
 		if t.entries == nil {
 			t.entries = map[tokenKey]*tokenEntry{}
-		}
-		for k, other := range t.entries { // what nobody will use again is not to lie in memory, and of the rest any may go
-			if other.users == 0 && (len(t.entries) >= maxTokens || !now.Before(other.until)) {
-				delete(t.entries, k)
-			}
 		}
 		e = &tokenEntry{turn: make(chan struct{}, 1)}
 		e.turn <- struct{}{}
