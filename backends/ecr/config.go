@@ -14,7 +14,7 @@ import (
 
 // Config is the provider's `config`. All of it is optional: without any, the identity is that of the AWS SDK's default chain.
 type Config struct {
-	// Role is assumed to ask for the token, with the identity of the node (or of WebIdentity). Its fields are settings of their own: roleARN, externalID, sessionName, sessionTags.
+	// RoleARN is the role that asks for the token, assumed with the identity of the node (or of WebIdentity); the three settings after it are those of a Role.
 	RoleARN     string            `json:"roleARN"`
 	ExternalID  string            `json:"externalID"`
 	SessionName string            `json:"sessionName"`

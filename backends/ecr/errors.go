@@ -219,11 +219,8 @@ func unanswered(err error) string {
 	return cut(text)
 }
 
-// unsent is why a request got no answer. Other errors of net/http quote what came (the first line of an answer that is none, a proxy's words) or the proxy's address with its password.
+// unsent is why a request got no answer. Other errors of net/http quote what came (the first line of an answer that is none, a proxy's words).
 func unsent(err error) string {
-	if parsed, ok := errors.AsType[*url.Error](err); ok && parsed.Op == "parse" {
-		return "the proxy's address is no URL"
-	}
 	if proxy, ok := errors.AsType[*proxyError](err); ok {
 		return proxy.Error()
 	}

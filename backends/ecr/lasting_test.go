@@ -152,22 +152,6 @@ func TestCheckWithoutAnImage(t *testing.T) {
 	}
 }
 
-// TestAProxyThatIsNoURL: its password is not repeated. (The environment's is read by the same code.)
-func TestAProxyThatIsNoURL(t *testing.T) {
-	aws := setUp(t)
-	setenv(t, aws.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)
-	b := backendFor(t, aws, Config{})
-	b.cfg.Proxy = "http://user:" + canary + "%zz@127.0.0.1:3128"
-	var err error
-	if b.sessions, err = newSessions(&b.cfg); err != nil {
-		t.Fatal(err)
-	}
-	_, err = b.Credentials(t.Context(), backends.Request{Image: image})
-	if err == nil || strings.Contains(err.Error(), canary) {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestConnectionsAreUsedAgain by the sessions that come later.
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	aws := setUp(t)
