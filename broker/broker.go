@@ -40,6 +40,8 @@ type Answer struct {
 	RegistryWide bool
 	// CacheDuration is how long the answer may be reused, where the backend said so; nil where it did not.
 	CacheDuration *time.Duration
+	// Lease is what the backend needs to renew or revoke this answer; empty where it said nothing. It never leaves the broker.
+	Lease secret.Secret
 	// Parts are the steps that the answer took, for people who look for the slow one. Filled in for failures too.
 	Parts []Part
 }
