@@ -224,6 +224,16 @@ func (p *Process) Stop() {
 // Done is closed when a stopped backend has ended, what it printed has been logged, and nothing of it is left.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Ended is closed when the backend's process has ended, for whatever reason: by itself, by Stop, or by somebody else. What it printed may be read and logged after that;
+// see Done.
+func (p *Process) Ended() <-chan struct{} { return p.child.exited }
+
+// Flush logs what the backend has printed so far. The process of one call needs none, since Done waits for that; one that lives on needs it after each answer.
+func (p *Process) Flush() {
+	p.child.catchUp()
+	p.log()
+}
+
 // finish is what Stop leaves to the background.
 func (p *Process) finish() {
 	p.conns.close() // go-plugin would ask the backend to shut down, and wait for it
