@@ -41,12 +41,14 @@ func (p *Process) Configure(ctx context.Context) []*Error {
 // error is an *Error; what is returned beside one has the spans of the backend's work, if it told them, and nothing else. What passes through it is kept out of the log
 // and of errors.
 func (p *Process) GetCredentials(ctx context.Context, request *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
-	p.prepare(ctx, request)
+	call := p.output.begin()
+	defer call.end()
+	prepare(ctx, call, request)
 	response, err := p.rpc.GetCredentials(ctx, request)
 	if err != nil {
 		return nil, p.callError(ctx, "answer", err)
 	}
-	return p.judge(response)
+	return p.judge(call, response)
 }
 
 // ErrNothingToRenew is Renew's where the backend cannot renew an answer after all.
@@ -55,8 +57,10 @@ var ErrNothingToRenew = errors.New("the backend has nothing to renew")
 // Renew asks for an answer in place of an earlier one that brought the request's lease; all else is as with GetCredentials. It must be asked only if Describe names
 // backendv1.Feature_FEATURE_RENEW. The error is ErrNothingToRenew, which means that GetCredentials is to be asked, or an *Error.
 func (p *Process) Renew(ctx context.Context, request *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
-	p.redactLease(request.GetLease())
-	p.prepare(ctx, request.GetRequest())
+	call := p.output.begin()
+	defer call.end()
+	call.redactLease(request.GetLease())
+	prepare(ctx, call, request.GetRequest())
 	response, err := p.rpc.Renew(ctx, request)
 	switch {
 	case status.Code(err) == codes.Unimplemented:
@@ -64,29 +68,29 @@ func (p *Process) Renew(ctx context.Context, request *backendv1.RenewRequest) (*
 	case err != nil:
 		return nil, p.callError(ctx, "renew an answer", err)
 	}
-	return p.judge(response)
+	return p.judge(call, response)
 }
 
 // prepare makes a request ready to be sent.
-func (p *Process) prepare(ctx context.Context, request *backendv1.GetCredentialsRequest) {
+func prepare(ctx context.Context, call *call, request *backendv1.GetCredentialsRequest) {
 	if request == nil {
 		return
 	}
-	p.Redact(request.GetServiceAccountToken())
+	call.redact(request.GetServiceAccountToken())
 	if deadline, ok := ctx.Deadline(); ok {
 		request.Deadline = timestamppb.New(deadline)
 	}
 }
 
 // judge holds an answer against the protocol's rules, and keeps its secrets out of the log.
-func (p *Process) judge(response *backendv1.GetCredentialsResponse) (*backendv1.GetCredentialsResponse, error) {
+func (p *Process) judge(call *call, response *backendv1.GetCredentialsResponse) (*backendv1.GetCredentialsResponse, error) {
 	if n := len(response.GetCredentials()); n <= backendv1.MaxCredentials {
 		for _, c := range response.GetCredentials() {
-			p.output.secrets.addLogin(c.GetUsername(), c.GetPassword())
+			call.redact(login(c.GetUsername(), c.GetPassword())...)
 		}
 	}
 	if len(response.GetLease()) <= backendv1.MaxLeaseBytes {
-		p.redactLease(response.GetLease())
+		call.redactLease(response.GetLease())
 	}
 	spans := p.spans(response.GetSpans())
 	if why := p.fault(response); why != nil {
@@ -138,11 +142,11 @@ func isLength(d *durationpb.Duration) bool {
 }
 
 // redactLease keeps a lease out of the log, in base64 too, since it may be any bytes. One of a few bytes hides nothing, and to mask it would only make the log unreadable.
-func (p *Process) redactLease(lease []byte) {
+func (c *call) redactLease(lease []byte) {
 	if len(lease) < minPart {
 		return
 	}
-	p.Redact(string(lease), base64.RawStdEncoding.EncodeToString(lease), base64.RawURLEncoding.EncodeToString(lease))
+	c.redact(string(lease), base64.RawStdEncoding.EncodeToString(lease), base64.RawURLEncoding.EncodeToString(lease))
 }
 
 // ErrNothingToRevoke is Revoke's where the backend cannot end what it lends after all.
@@ -151,7 +155,9 @@ var ErrNothingToRevoke = errors.New("the backend has nothing to revoke")
 // Revoke has the backend end what the answer with this lease lent. It must be asked only if Describe names backendv1.Feature_FEATURE_REVOKE. The error is
 // ErrNothingToRevoke or an *Error.
 func (p *Process) Revoke(ctx context.Context, lease []byte) error {
-	p.redactLease(lease)
+	call := p.output.begin()
+	defer call.end()
+	call.redactLease(lease)
 	response, err := p.rpc.Revoke(ctx, &backendv1.RevokeRequest{Lease: lease})
 	switch {
 	case status.Code(err) == codes.Unimplemented:
@@ -194,7 +200,9 @@ var ErrNothingToCheck = errors.New("the backend has nothing to check")
 // Check asks the backend whether it could do its job now; the error says why not. It must be asked only if Describe names backendv1.Feature_FEATURE_CHECK. The
 // error is ErrNothingToCheck or an *Error.
 func (p *Process) Check(ctx context.Context, request *backendv1.CheckRequest) error {
-	p.Redact(request.GetServiceAccountToken())
+	call := p.output.begin()
+	defer call.end()
+	call.redact(request.GetServiceAccountToken())
 	response, err := p.rpc.Check(ctx, request)
 	switch {
 	case status.Code(err) == codes.Unimplemented:

@@ -78,7 +78,7 @@ func TestOutputIsKeptFromBothEnds(t *testing.T) {
 	if words := o.lastWords(); !strings.HasPrefix(words, "panic: here!!!") || len(words) > 1<<10+8 {
 		t.Errorf("last words %q", words)
 	}
-	first, last, dropped := o.take()
+	first, last, dropped := o.take(true)
 	if first[0].text != "line 0" || !last[len(last)-1].cut || len(last[len(last)-1].text) != maxLine {
 		t.Errorf("kept from %q to %.20q", first[0].text, last[len(last)-1].text)
 	}
@@ -157,7 +157,7 @@ func TestVeryManySecretsAreNotLookedFor(t *testing.T) {
 		fmt.Fprintf(&lines, "%06d\n", i)
 	}
 	began := time.Now()
-	s.addLogin("user", lines.String())
+	s.add(login("user", lines.String())...)
 	if got := s.redact("anything 199999", false); got != "[redacted]" {
 		t.Errorf("got %q", got)
 	}
@@ -229,7 +229,7 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		p := &Process{output: newOutput()}
-		response, err := p.judge(response)
+		response, err := p.judge(p.output.begin(), response)
 		if len(response.GetSpans()) > backendv1.MaxSpans {
 			t.Errorf("%d spans", len(response.GetSpans()))
 		}
@@ -265,7 +265,7 @@ func FuzzOutput(f *testing.F) {
 		s := o.stream("stderr")
 		_, _ = s.Write(printed)
 		s.end()
-		first, last, _ := o.take()
+		first, last, _ := o.take(true)
 		size := 0
 		for _, p := range append(first, last...) {
 			size += len(p.text)

@@ -204,7 +204,7 @@ func (*service) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc
 // PID is the process id of the backend.
 func (p *Process) PID() int { return p.child.pid() }
 
-// Redact keeps further secrets out of what is logged and reported of this backend, besides those that pass through its calls.
+// Redact keeps further secrets out of what is logged and reported of this backend, for as long as it lives. What passes through its calls needs no mention.
 func (p *Process) Redact(secrets ...string) { p.output.secrets.add(secrets...) }
 
 // abandon kills the backend and gives up its connections. Both are needed: go-plugin holds a lock while it connects, and waits for that lock before it lets a connection
@@ -228,10 +228,11 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // see Done.
 func (p *Process) Ended() <-chan struct{} { return p.child.exited }
 
-// Flush logs what the backend has printed so far. The process of one call needs none, since Done waits for that; one that lives on needs it after each answer.
+// Flush logs what the backend has printed so far, but for what it printed during a call that is still under way: that is logged when the secrets of its answer are known.
+// The process of one call needs none, since Done waits for that; one that lives on needs it after each answer.
 func (p *Process) Flush() {
 	p.child.catchUp()
-	p.log()
+	p.output.flush(p.runtime.logger, p.spec.Provider, p.spec.Path)
 }
 
 // finish is what Stop leaves to the background.
