@@ -55,11 +55,11 @@ func New(o Options) *Caller {
 func (c *Caller) Close() error { return c.runtime.Close() }
 
 // Call implements broker.Caller: it finds the provider's backend, starts and configures it, asks it once, and kills it. The parts of the answer are "check" (the
-// backend's file), "start", "configure" and "ask".
+// backend's file), "start", "configure", "ask", and what the backend tells of its own steps, each as "ask: <step>".
 func (c *Caller) Call(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
 	parts := &parts{began: time.Now()}
 	response, err := c.ask(ctx, provider, request, parts)
-	answer := broker.Answer{Parts: parts.done}
+	answer := broker.Answer{Lease: secret.Secret(response.GetLease()), Parts: parts.done}
 	if err != nil {
 		return answer, explain(ctx, parts.began, err)
 	}
@@ -92,8 +92,10 @@ func (c *Caller) ask(ctx context.Context, provider *config.Provider, request bro
 		token := string(request.Token)
 		question.ServiceAccountToken = &token
 	}
-	defer parts.start("ask")()
-	return process.GetCredentials(ctx, question)
+	began := time.Now()
+	response, err := process.GetCredentials(ctx, question)
+	parts.addCall("ask", began, time.Since(began), response.GetSpans())
+	return response, err
 }
 
 // start starts the provider's backend, which must be stopped.
@@ -291,4 +293,13 @@ func (p *parts) add(name string, began time.Time, took time.Duration) {
 func (p *parts) start(name string) (end func()) {
 	began := time.Now()
 	return func() { p.add(name, began, time.Since(began)) }
+}
+
+// addCall adds a call, and the steps of the backend's work for it, as far as they lie within the call: a backend's clock may be wrong.
+func (p *parts) addCall(name string, began time.Time, took time.Duration, spans []*backendv1.Span) {
+	p.add(name, began, took)
+	for _, span := range spans {
+		start := min(span.GetStart().AsDuration(), took)
+		p.add(name+": "+span.GetName(), began.Add(start), min(span.GetTook().AsDuration(), took-start))
+	}
 }

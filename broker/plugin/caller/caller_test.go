@@ -86,7 +86,10 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 	case "none":
 		return &backendv1.GetCredentialsResponse{}, nil
 	case "refuses":
-		return &backendv1.GetCredentialsResponse{Error: &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "access denied"}}, nil
+		return &backendv1.GetCredentialsResponse{
+			Error: &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "access denied"},
+			Spans: []*backendv1.Span{{Name: "login", Took: durationpb.New(1)}},
+		}, nil
 	case "hangs":
 		select {}
 	}
@@ -96,6 +99,12 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 	}
 	return &backendv1.GetCredentialsResponse{
 		Scope:         backendv1.Scope_SCOPE_REGISTRY,
+		Lease:         []byte("lease"),
+		Spans: []*backendv1.Span{
+			{Name: "login", Start: durationpb.New(1), Took: durationpb.New(2)},
+			{Name: "slow", Start: durationpb.New(3), Took: durationpb.New(time.Hour)},
+			{Name: "late", Start: durationpb.New(time.Hour), Took: durationpb.New(1)},
+		},
 		CacheDuration: durationpb.New(0),
 		Credentials: []*backendv1.Credential{
 			{Key: "registry.example", Username: fmt.Sprintf("%s %s %s %v %s", b.settings, r.GetImage(), token, r.GetServiceAccountAnnotations(), os.Getenv("SET")), Password: "p1", Expires: timestamppb.New(expires)},
@@ -183,17 +192,29 @@ func TestCallGivesWhatTheBackendSays(t *testing.T) {
 				t.Fatal(err)
 			}
 			var steps []string
+			var ask broker.Part
 			for i, part := range answer.Parts {
 				steps = append(steps, part.Name)
-				if part.Took <= 0 || i > 0 && part.Start < answer.Parts[i-1].Start+answer.Parts[i-1].Took {
+				switch {
+				case strings.HasPrefix(part.Name, "ask: "):
+					if part.Start < ask.Start || part.Start+part.Took > ask.Start+ask.Took || part.Took < 0 {
+						t.Errorf("%+v is not within %+v", part, ask)
+					}
+				case part.Took <= 0 || i > 0 && part.Start < answer.Parts[i-1].Start+answer.Parts[i-1].Took:
 					t.Errorf("part %d overlaps or took no time: %+v", i, answer.Parts)
 				}
+				if part.Name == "ask" {
+					ask = part
+				}
 			}
-			if diff := cmp.Diff([]string{"check", "start", "configure", "ask"}, steps); diff != "" {
+			if diff := cmp.Diff([]string{"check", "start", "configure", "ask", "ask: login", "ask: slow", "ask: late"}, steps); diff != "" {
 				t.Error(diff)
 			}
+			if login := answer.Parts[4]; login.Start != ask.Start+1 || login.Took != 2 {
+				t.Errorf("%+v, want 1 ns after %s and 2 ns long", login, ask.Start)
+			}
 			answer.Parts = nil
-			want := broker.Answer{RegistryWide: true, CacheDuration: &zero, Credentials: []broker.Credential{
+			want := broker.Answer{RegistryWide: true, Lease: "lease", CacheDuration: &zero, Credentials: []broker.Credential{
 				{Key: "registry.example", Username: tt.username, Password: "p1", Expires: expires},
 				{Key: "registry.example/b", Username: "u", Password: "p2"},
 			}}
@@ -226,9 +247,9 @@ func TestAFailureHasItsKindAndItsField(t *testing.T) {
 		want     string
 		parts    string
 	}{
-		{"too late", short, hangs, broker.Unavailable, "no answer within 2.5s: the backend did not answer in time", "check start configure ask"},
-		{"refused", ctx(t), provider(t, "refuses"), broker.Refused, "access denied", "check start configure ask"},
-		{"misconfigured", ctx(t), provider(t, "picky"), broker.Misconfigured, "config.url: is no URL; config.auth.role: is missing; is too much", "check start configure"},
+		{"too late", short, hangs, broker.Unavailable, "no answer within 2.5s: the backend did not answer in time", "check,start,configure,ask"},
+		{"refused", ctx(t), provider(t, "refuses"), broker.Refused, "access denied", "check,start,configure,ask,ask: login"},
+		{"misconfigured", ctx(t), provider(t, "picky"), broker.Misconfigured, "config.url: is no URL; config.auth.role: is missing; is too much", "check,start,configure"},
 		{"no such backend", ctx(t), missing, broker.Misconfigured, "the directory does not exist", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -243,7 +264,7 @@ func TestAFailureHasItsKindAndItsField(t *testing.T) {
 			for _, part := range answer.Parts {
 				steps = append(steps, part.Name)
 			}
-			if got := strings.Join(steps, " "); got != tt.parts {
+			if got := strings.Join(steps, ","); got != tt.parts {
 				t.Errorf("parts %q, want %q", got, tt.parts)
 			}
 		})
