@@ -26,6 +26,25 @@ type Checker interface {
 	Check(ctx context.Context, req Request) error
 }
 
+// Renewer is implemented by backends that can keep an answer alive, or get the next one at less cost than the first. It is asked, by a broker that lives on, for an answer with a
+// Lease that is about to expire, possibly in another process than the one that gave the answer. All that is said of Credentials holds for it too; where the lease
+// has ended meanwhile, it answers as Credentials would.
+type Renewer interface {
+	Renew(ctx context.Context, req Request, lease Secret) (Response, error)
+}
+
+// Revoker is implemented by backends that can end what an answer with a Lease lent. It is asked when an operator has the answer forgotten. It is no error
+// if there is nothing left to end.
+type Revoker interface {
+	Revoke(ctx context.Context, lease Secret) error
+}
+
+// Closer is implemented by backends that have something to put away before the process ends in good order. It is called at most once, when nothing else is asked any more,
+// and is given a few seconds. A process may also be killed without it.
+type Closer interface {
+	Close(ctx context.Context) error
+}
+
 // Request is what a pull asks of a backend.
 type Request struct {
 	// Image is "host[:port]/path", without tag or digest.
@@ -69,6 +88,9 @@ type Response struct {
 	// CacheDuration is how long the response may be reused, where the backend knows better than Expires says; zero means not at all, nil that
 	// the credentials' expiry or else the provider's defaultCacheDuration decides.
 	CacheDuration *time.Duration
+	// Lease is what Renew and Revoke need to know this response again, also in another process: any text that the broker is to hand back, at most 16 KiB. Nobody else
+	// is shown it. Empty: there is nothing to renew or revoke.
+	Lease Secret
 }
 
 // Credential is a user name and password for the images that Key covers.

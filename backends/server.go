@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,13 +34,17 @@ type server struct {
 
 	mu      sync.Mutex // held while Configure runs
 	backend Backend
+	closed  bool
 	// secrets are those of the settings.
 	secrets []string
 }
 
-// Describe says that Check is there for every backend, since it can be asked before there are settings to make the Backend of. One that is no Checker answers UNIMPLEMENTED.
+// Describe says that everything is there for every backend, since it can be asked before there are settings to make the Backend of. One that is no Checker, Renewer, Revoker or
+// Closer answers UNIMPLEMENTED.
 func (s *server) Describe(context.Context, *backendv1.DescribeRequest) (*backendv1.DescribeResponse, error) {
-	return &backendv1.DescribeResponse{Name: s.name, Version: s.version, Features: []backendv1.Feature{backendv1.Feature_FEATURE_CHECK}}, nil
+	return &backendv1.DescribeResponse{Name: s.name, Version: s.version, Features: []backendv1.Feature{
+		backendv1.Feature_FEATURE_CHECK, backendv1.Feature_FEATURE_RENEW, backendv1.Feature_FEATURE_REVOKE, backendv1.Feature_FEATURE_CLOSE,
+	}}, nil
 }
 
 func (s *server) Configure(_ context.Context, req *backendv1.ConfigureRequest) (*backendv1.ConfigureResponse, error) {
@@ -95,8 +100,11 @@ func problems(err error) []error {
 func (s *server) configured() (Backend, []string, *backendv1.Error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.backend == nil {
+	switch {
+	case s.backend == nil:
 		return nil, nil, &backendv1.Error{Kind: backendv1.Error_KIND_MISCONFIGURED, Message: "the backend has not been configured, or its settings were refused"}
+	case s.closed:
+		return nil, nil, &backendv1.Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Message: "the backend has been closed: nothing more can be asked of this process"}
 	}
 	return s.backend, s.secrets, nil
 }
@@ -106,18 +114,39 @@ func (s *server) GetCredentials(ctx context.Context, req *backendv1.GetCredentia
 	if notYet != nil {
 		return &backendv1.GetCredentialsResponse{Error: notYet}, nil
 	}
+	return answer(ctx, "a request", req, secrets, backend.Credentials)
+}
+
+func (s *server) Renew(ctx context.Context, req *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+	backend, secrets, notYet := s.configured()
+	if notYet != nil {
+		return &backendv1.GetCredentialsResponse{Error: notYet}, nil
+	}
+	renewer, ok := backend.(Renewer)
+	if !ok {
+		return nil, status.Error(codes.Unimplemented, "this backend has nothing to renew")
+	}
+	lease := string(req.GetLease())
+	return answer(ctx, "a renewal", req.GetRequest(), append(slices.Clip(secrets), lease), func(ctx context.Context, req Request) (Response, error) {
+		return renewer.Renew(ctx, req, Secret(lease))
+	})
+}
+
+// answer lets ask answer the request. The secrets are those in play besides the request's and the answer's.
+func answer(ctx context.Context, during string, req *backendv1.GetCredentialsRequest, secrets []string, ask func(context.Context, Request) (Response, error)) (*backendv1.GetCredentialsResponse, error) {
 	if req.GetDeadline().IsValid() && req.GetDeadline().AsTime().Unix() > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, req.GetDeadline().AsTime())
 		defer cancel()
 	}
+	ctx, spans := withSpans(ctx)
 	var hidden redact.Set
 	hidden.Add(secrets...)
 	hidden.Add(req.GetServiceAccountToken())
 
 	var answer Response
-	bug, err := guard("a request", func() (err error) {
-		answer, err = backend.Credentials(ctx, Request{
+	bug, err := guard(during, func() (err error) {
+		answer, err = ask(ctx, Request{
 			Image:       Image(req.GetImage()),
 			Token:       Secret(req.GetServiceAccountToken()),
 			Annotations: req.GetServiceAccountAnnotations(),
@@ -127,16 +156,18 @@ func (s *server) GetCredentials(ctx context.Context, req *backendv1.GetCredentia
 	for _, c := range answer.Credentials {
 		hidden.AddPair(c.Username, string(c.Password))
 	}
+	hidden.Add(string(answer.Lease))
 	if bug != nil {
 		return nil, bug
 	}
+	steps := spans.message(&hidden)
 	if err == nil {
 		var response *backendv1.GetCredentialsResponse
-		if response, err = responseMessage(answer); err == nil {
+		if response, err = responseMessage(answer, steps); err == nil {
 			return response, nil
 		}
 	}
-	return &backendv1.GetCredentialsResponse{Error: errorMessage(err, &hidden)}, nil
+	return &backendv1.GetCredentialsResponse{Error: errorMessage(err, &hidden), Spans: steps}, nil
 }
 
 func (s *server) Check(ctx context.Context, req *backendv1.CheckRequest) (*backendv1.CheckResponse, error) {
@@ -167,12 +198,71 @@ func (s *server) Check(ctx context.Context, req *backendv1.CheckRequest) (*backe
 	return &backendv1.CheckResponse{Error: errorMessage(err, &hidden)}, nil
 }
 
+func (s *server) Revoke(ctx context.Context, req *backendv1.RevokeRequest) (*backendv1.RevokeResponse, error) {
+	backend, secrets, notYet := s.configured()
+	if notYet != nil {
+		return &backendv1.RevokeResponse{Error: notYet}, nil
+	}
+	revoker, ok := backend.(Revoker)
+	if !ok {
+		return nil, status.Error(codes.Unimplemented, "this backend has nothing to revoke")
+	}
+	var hidden redact.Set
+	hidden.Add(secrets...)
+	hidden.Add(string(req.GetLease()))
+	bug, err := guard("a revocation", func() error { return revoker.Revoke(ctx, Secret(req.GetLease())) })
+	switch {
+	case bug != nil:
+		return nil, bug
+	case err == nil:
+		return &backendv1.RevokeResponse{}, nil
+	}
+	return &backendv1.RevokeResponse{Error: errorMessage(err, &hidden)}, nil
+}
+
+// Close is answered with success where there is nothing to close yet, or not any more.
+func (s *server) Close(ctx context.Context, _ *backendv1.CloseRequest) (*backendv1.CloseResponse, error) {
+	backend, secrets, notYet := s.configured()
+	if notYet != nil {
+		return &backendv1.CloseResponse{}, nil
+	}
+	closer, ok := backend.(Closer)
+	if !ok {
+		return nil, status.Error(codes.Unimplemented, "this backend has nothing to close")
+	}
+	if !s.close() {
+		return &backendv1.CloseResponse{}, nil
+	}
+	var hidden redact.Set
+	hidden.Add(secrets...)
+	bug, err := guard("its end", func() error { return closer.Close(ctx) })
+	switch {
+	case bug != nil:
+		return nil, bug
+	case err == nil:
+		return &backendv1.CloseResponse{}, nil
+	}
+	return &backendv1.CloseResponse{Error: errorMessage(err, &hidden)}, nil
+}
+
+// close notes that nothing more is to be asked, and says whether that is news.
+func (s *server) close() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	news := !s.closed
+	s.closed = true
+	return news
+}
+
 // responseMessage puts a response into the protocol's words. What the protocol does not allow is an error here rather than a broken stream there.
-func responseMessage(answer Response) (*backendv1.GetCredentialsResponse, error) {
+func responseMessage(answer Response, spans []*backendv1.Span) (*backendv1.GetCredentialsResponse, error) {
 	if n := len(answer.Credentials); n > backendv1.MaxCredentials {
 		return nil, fmt.Errorf("the backend answered with %d credentials, of which the protocol allows %d", n, backendv1.MaxCredentials)
 	}
-	response := &backendv1.GetCredentialsResponse{Scope: backendv1.Scope_SCOPE_IMAGE}
+	if n := len(answer.Lease); n > backendv1.MaxLeaseBytes {
+		return nil, fmt.Errorf("the backend answered with a lease of %d bytes, of which the protocol allows %d", n, backendv1.MaxLeaseBytes)
+	}
+	response := &backendv1.GetCredentialsResponse{Scope: backendv1.Scope_SCOPE_IMAGE, Lease: []byte(answer.Lease)}
 	if answer.Scope == ScopeRegistry {
 		response.Scope = backendv1.Scope_SCOPE_REGISTRY
 	}
@@ -197,6 +287,10 @@ func responseMessage(answer Response) (*backendv1.GetCredentialsResponse, error)
 	}
 	if n := proto.Size(response); n > backendv1.MaxMessageBytes {
 		return nil, fmt.Errorf("the backend's answer has %d bytes, of which the protocol allows %d", n, backendv1.MaxMessageBytes)
+	}
+	response.Spans = spans
+	if proto.Size(response) > backendv1.MaxMessageBytes { // which the credentials need more
+		response.Spans = nil
 	}
 	return response, nil
 }

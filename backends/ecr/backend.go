@@ -89,14 +89,19 @@ func (b *Backend) token(ctx context.Context, req backends.Request, reg registry)
 		return token{}, err
 	}
 	return b.tokens.get(ctx, tokenKey{who: who.key(), endpoint: reg.endpointKey()}, who.until, func(ctx context.Context) (token, error) {
+		end := backends.Span(ctx, "AWS configuration")
 		s, err := b.sessions.open(ctx, reg)
+		end()
 		if err != nil {
 			return token{}, err
 		}
+		end = backends.Span(ctx, "AWS identity")
 		provider, err := s.provider(ctx, who)
+		end()
 		if err != nil {
 			return token{}, err
 		}
+		defer backends.Span(ctx, "registry token")()
 		return s.authorizationToken(ctx, provider, reg)
 	})
 }

@@ -163,6 +163,7 @@ func (s *session) provider(ctx context.Context, w who) (aws.CredentialsProvider,
 
 // assumeWithToken is AssumeRoleWithWebIdentity.
 func (s *session) assumeWithToken(ctx context.Context, role Role, token backends.Secret, what string) (aws.CredentialsProvider, error) {
+	defer backends.Span(ctx, "assume role")()
 	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
 	out, err := s.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn:          &role.RoleARN,
@@ -177,6 +178,7 @@ func (s *session) assumeWithToken(ctx context.Context, role Role, token backends
 }
 
 func (s *session) assume(ctx context.Context, as aws.CredentialsProvider, role Role) (aws.CredentialsProvider, error) {
+	defer backends.Span(ctx, "assume role")()
 	in := &sts.AssumeRoleInput{RoleArn: &role.RoleARN, RoleSessionName: aws.String(nameOf(role)), DurationSeconds: aws.Int32(sessionSeconds)}
 	if role.ExternalID != "" {
 		in.ExternalId = &role.ExternalID
