@@ -25,6 +25,7 @@ import (
 
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -252,6 +253,65 @@ var testBackends = map[string]func(argument string){
 	},
 
 	// Answers.
+	"old": func(string) { serveOld() },
+	"lends": func(string) {
+		serve(&fake{
+			get: func(ctx context.Context, _ *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
+				response := oneCredential("trace="+strings.Join(metadata.ValueFromIncomingContext(ctx, "traceparent"), ","), "password")
+				response.Lease = []byte("lease one")
+				return response, nil
+			},
+			renew: func(ctx context.Context, r *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+				deadline, ok := ctx.Deadline()
+				saw := fmt.Sprintf("image=%s lease=%s trace=%t deadline=%t", r.GetRequest().GetImage(), r.GetLease(), len(metadata.ValueFromIncomingContext(ctx, "traceparent")) == 1,
+					ok && r.GetRequest().GetDeadline().AsTime().Sub(deadline).Abs() < time.Second)
+				fmt.Fprintf(os.Stderr, "renewing %s and %q\n", r.GetLease(), base64.StdEncoding.EncodeToString(r.GetLease()))
+				response := oneCredential(saw, "password")
+				response.Lease = []byte("lease two")
+				response.Spans = []*backendv1.Span{{Name: "login for lease two", Start: durationpb.New(1), Took: durationpb.New(2)}}
+				return response, nil
+			},
+			revoke: func(r *backendv1.RevokeRequest) (*backendv1.RevokeResponse, error) {
+				if string(r.GetLease()) == "lease two" {
+					return &backendv1.RevokeResponse{}, nil
+				}
+				return &backendv1.RevokeResponse{Error: &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "may not revoke " + string(r.GetLease())}}, nil
+			},
+			close: func() (*backendv1.CloseResponse, error) {
+				return &backendv1.CloseResponse{Error: &backendv1.Error{Message: "could not log out"}}, nil
+			},
+		})
+	},
+	"breaksPromises": func(string) { // it names features, and crashes over each
+		crash := func() { os.Exit(7) }
+		serve(&fake{
+			renew: func(context.Context, *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+				return &backendv1.GetCredentialsResponse{Error: &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "the lease is over"}, Spans: []*backendv1.Span{{Name: "look"}}}, nil
+			},
+			revoke: func(*backendv1.RevokeRequest) (*backendv1.RevokeResponse, error) { crash(); return nil, nil },
+		})
+	},
+	"lease": func(size string) {
+		response := oneCredential("user", "password")
+		response.Lease = bytes.Repeat([]byte("l"), must(strconv.Atoi(size)))
+		answers(response)
+	},
+	"spans": func(count string) {
+		response := oneCredential("user", "password")
+		for i := range must(strconv.Atoi(count)) {
+			response.Spans = append(response.Spans, &backendv1.Span{Name: strconv.Itoa(i)})
+		}
+		answers(response)
+	},
+	"oddSpans": func(string) {
+		response := oneCredential("user", "password")
+		response.Spans = []*backendv1.Span{
+			{Name: "before the call", Start: durationpb.New(-1)}, {Name: "less than no time", Took: durationpb.New(-1)}, {Name: "no duration", Took: &durationpb.Duration{Nanos: -1, Seconds: 1}}, {},
+			{Name: "a\nlogin with password " + strings.Repeat("é", 1000), Start: durationpb.New(3), Took: durationpb.New(4)},
+		}
+		answers(response)
+	},
+
 	"huge": func(string) { answers(oneCredential("user", strings.Repeat("x", 2<<20))) },
 	"keys": func(count string) {
 		response := &backendv1.GetCredentialsResponse{}

@@ -420,8 +420,9 @@ type secrets struct {
 
 	mu    sync.Mutex
 	known map[string]*spelling
-	bytes int    // of all that is known
-	clock uint64 // counts what is added and held
+	texts []string // of what is known; only ever appended to, or replaced, so that whoever has it may read it without the lock
+	bytes int      // of all that is known
+	clock uint64   // counts what is added and held
 	// blind is more than zero while there is a secret that found no room: for how many further spellings, after which it would have been forgotten. Everything is masked until then.
 	blind int
 }
@@ -488,6 +489,7 @@ func (s *secrets) remember(secrets []string) (held []*spelling, all bool) {
 				}
 				one = &spelling{text: text}
 				s.known[text] = one
+				s.texts = append(s.texts, text)
 				s.bytes += len(text)
 				if s.blind > 0 && s.blind < math.MaxInt {
 					s.blind--
@@ -530,6 +532,7 @@ func (s *secrets) makeRoom(size int) bool {
 		delete(s.known, one.text)
 		s.bytes -= len(one.text)
 	}
+	s.texts = slices.Collect(maps.Keys(s.known))
 	return !full(maxSpellings, maxSpellingBytes)
 }
 
@@ -578,7 +581,7 @@ func (s *secrets) redactLocked(text string, cut bool) string {
 	if s.blind > 0 {
 		return secret.Mask
 	}
-	return redact(text, cut, maps.Keys(s.known))
+	return redact(text, cut, s.texts)
 }
 
 // with gives a redactor by what is known at the moment when do runs, if do says that one is needed.
@@ -591,11 +594,11 @@ func (s *secrets) with(do func() (needed bool)) redactor {
 	case s.blind > 0:
 		return func(string, bool) string { return secret.Mask }
 	}
-	known := slices.Collect(maps.Keys(s.known))
-	return func(text string, cut bool) string { return redact(text, cut, slices.Values(known)) }
+	known := s.texts
+	return func(text string, cut bool) string { return redact(text, cut, known) }
 }
 
-func redact(text string, cut bool, secrets iter.Seq[string]) string {
+func redact(text string, cut bool, secrets []string) string {
 	// What is to be hidden is marked first and replaced at the end, since secrets that are parts of the mask would else multiply it.
 	var hide []bool
 	mark := func(from, to int) {
@@ -606,7 +609,7 @@ func redact(text string, cut bool, secrets iter.Seq[string]) string {
 			hide[i] = true
 		}
 	}
-	for known := range secrets {
+	for _, known := range secrets {
 		for from := 0; ; {
 			i := strings.Index(text[from:], known)
 			if i < 0 {

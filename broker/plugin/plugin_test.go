@@ -46,6 +46,9 @@ type fake struct {
 	backendv1.UnimplementedBackendServer
 	configure func(*backendv1.ConfigureRequest) (*backendv1.ConfigureResponse, error)
 	get       func(context.Context, *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error)
+	renew     func(context.Context, *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error)
+	revoke    func(*backendv1.RevokeRequest) (*backendv1.RevokeResponse, error)
+	close     func() (*backendv1.CloseResponse, error)
 }
 
 func (f *fake) Describe(context.Context, *backendv1.DescribeRequest) (*backendv1.DescribeResponse, error) {
@@ -71,6 +74,27 @@ func (f *fake) GetCredentials(ctx context.Context, r *backendv1.GetCredentialsRe
 		return f.get(ctx, r)
 	}
 	return oneCredential("user", "password"), nil
+}
+
+func (f *fake) Renew(ctx context.Context, r *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+	if f.renew == nil {
+		return f.UnimplementedBackendServer.Renew(ctx, r)
+	}
+	return f.renew(ctx, r)
+}
+
+func (f *fake) Revoke(ctx context.Context, r *backendv1.RevokeRequest) (*backendv1.RevokeResponse, error) {
+	if f.revoke == nil {
+		return f.UnimplementedBackendServer.Revoke(ctx, r)
+	}
+	return f.revoke(r)
+}
+
+func (f *fake) Close(ctx context.Context, r *backendv1.CloseRequest) (*backendv1.CloseResponse, error) {
+	if f.close == nil {
+		return f.UnimplementedBackendServer.Close(ctx, r)
+	}
+	return f.close()
 }
 
 func oneCredential(username, password string) *backendv1.GetCredentialsResponse {

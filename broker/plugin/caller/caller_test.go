@@ -98,8 +98,8 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 		token = r.GetServiceAccountToken()
 	}
 	return &backendv1.GetCredentialsResponse{
-		Scope:         backendv1.Scope_SCOPE_REGISTRY,
-		Lease:         []byte("lease"),
+		Scope: backendv1.Scope_SCOPE_REGISTRY,
+		Lease: []byte("lease"),
 		Spans: []*backendv1.Span{
 			{Name: "login", Start: durationpb.New(1), Took: durationpb.New(2)},
 			{Name: "slow", Start: durationpb.New(3), Took: durationpb.New(time.Hour)},
