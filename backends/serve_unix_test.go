@@ -23,14 +23,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/dynamicpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/credential-broker/credential-broker/backends/child"
 	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
+	"github.com/credential-broker/credential-broker/proto/backend/v1/frozen"
 )
 
 // The test's executable is also the backend that is tested, and the programs it runs.
@@ -100,6 +104,10 @@ func (b *testBackend) Credentials(ctx context.Context, req Request) (Response, e
 		zero := time.Duration(0)
 		one.Scope, one.CacheDuration, one.Credentials[0].Expires = ScopeRegistry, &zero, time.Unix(1e9, 0)
 		return one, b.life.Err()
+	case "lease":
+		defer Span(ctx, "step")()
+		one.Scope, one.Lease = ScopeRegistry, theLease
+		return one, nil
 	case "none":
 		return Response{}, nil
 	case "error":
@@ -175,6 +183,7 @@ func (b *testBackend) Credentials(ctx context.Context, req Request) (Response, e
 // host is as much of a broker as it takes to talk to a backend.
 type host struct {
 	backendv1.BackendClient
+	conn     *grpc.ClientConn
 	cmd      *exec.Cmd
 	lifeline *os.File
 	before   []string // lines before the handshake
@@ -263,7 +272,7 @@ func startBackend(t *testing.T, as string, stderr ...*os.File) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	h.BackendClient = backendv1.NewBackendClient(conn)
+	h.conn, h.BackendClient = conn, backendv1.NewBackendClient(conn)
 	return h
 }
 
@@ -350,6 +359,37 @@ func TestServeAnswers(t *testing.T) {
 	}
 	if _, err := h.Configure(t.Context(), &backendv1.ConfigureRequest{}); status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("a second Configure: %v", err)
+	}
+}
+
+func TestABrokerOfTheFirstProtocolIsAnswered(t *testing.T) {
+	h := startBackend(t, "backend")
+	ask := func(method, request string) *dynamicpb.Message {
+		t.Helper()
+		response, err := frozen.Ask(t.Context(), h.conn, method, frozen.Message(method+"Request", request))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
+	}
+	for _, step := range []struct {
+		method, request, want string
+		more                  bool // the answer has what such a broker does not know
+	}{
+		{"Describe", ``, `name: "test" version: "1.2.3" features: [FEATURE_CHECK, 2, 3, 4]`, false},
+		{"Configure", `settings: "{}" provider: "p"`, ``, false},
+		{"GetCredentials", `image: "r.example/lease" service_account_token: "t"`, `scope: SCOPE_REGISTRY credentials: {key: "r.example" username: "u" password: "` + canary + `"}`, true},
+		{"GetCredentials", `image: "r.example/refused"`, `error: {kind: KIND_REFUSED message: "wrapped: access denied"}`, false},
+		{"Check", `image: "r.example/a"`, `error: {kind: KIND_REFUSED message: "checked r.example/a"}`, false},
+	} {
+		got := ask(step.method, step.request)
+		if more := len(got.GetUnknown()) > 0; more != step.more {
+			t.Errorf("%s: more than it knows: %t", step.method, more)
+		}
+		got.SetUnknown(nil)
+		if diff := cmp.Diff(frozen.Message(step.method+"Response", step.want), got, protocmp.Transform()); diff != "" {
+			t.Errorf("%s: %s", step.method, diff)
+		}
 	}
 }
 

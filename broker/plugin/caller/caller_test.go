@@ -19,12 +19,17 @@ import (
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/types/dynamicpb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/config"
 	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
+	"github.com/credential-broker/credential-broker/proto/backend/v1/frozen"
 	"github.com/credential-broker/credential-broker/proto/secret"
 )
 
@@ -32,7 +37,10 @@ import (
 const asBackend = "TEST_BACKEND"
 
 func TestMain(m *testing.M) {
-	if mode := os.Getenv(asBackend); mode != "" {
+	if mode := os.Getenv(asBackend); mode == "old" {
+		serveOld()
+		return
+	} else if mode != "" {
 		fmt.Fprintf(os.Stderr, `{"level":"INFO","msg":"backend %s"}`+"\n", mode)
 		goplugin.Serve(&goplugin.ServeConfig{
 			HandshakeConfig: backendv1.Handshake, GRPCServer: goplugin.DefaultGRPCServer, Logger: hclog.NewNullLogger(),
@@ -222,6 +230,83 @@ func TestCallGivesWhatTheBackendSays(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// serveOld serves the protocol as it was when there was nothing to renew, to revoke or to close, and tells what it is asked.
+func serveOld() {
+	goplugin.Serve(&goplugin.ServeConfig{
+		HandshakeConfig: goplugin.HandshakeConfig{ProtocolVersion: frozen.ProtocolVersion, MagicCookieKey: frozen.CookieKey, MagicCookieValue: frozen.CookieValue},
+		Plugins:         goplugin.PluginSet{frozen.PluginName: oldBackend{}},
+		GRPCServer: func(options []grpc.ServerOption) *grpc.Server {
+			return grpc.NewServer(append(options, grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+				method, _ := grpc.MethodFromServerStream(stream)
+				fmt.Fprintln(stderr, "asked for unknown", method)
+				return status.Error(codes.Unimplemented, "unknown method")
+			}))...)
+		},
+		Logger: hclog.NewNullLogger(),
+	})
+}
+
+// stderr is the process's own, which is read to its end; what go-plugin puts in its place is lost with the connection.
+var stderr = os.Stderr
+
+type oldBackend struct {
+	goplugin.NetRPCUnsupportedPlugin
+}
+
+func (oldBackend) GRPCServer(_ *goplugin.GRPCBroker, server *grpc.Server) error {
+	frozen.Register(server, func(_ context.Context, method string, _, response *dynamicpb.Message) error {
+		fmt.Fprintln(stderr, "asked for", method)
+		switch method {
+		case "Describe":
+			return prototext.Unmarshal([]byte(`name: "old" version: "0.1" features: FEATURE_CHECK`), response)
+		case "GetCredentials":
+			return prototext.Unmarshal([]byte(`scope: SCOPE_REGISTRY cache_duration: {seconds: 60} credentials: {key: "registry.example" username: "u" password: "p"}`), response)
+		case "Check":
+			return prototext.Unmarshal([]byte(`error: {kind: KIND_REFUSED message: "access denied"}`), response)
+		}
+		return nil
+	})
+	return nil
+}
+
+func (oldBackend) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, errors.New("this is the backend's side")
+}
+
+func TestABackendOfTheFirstProtocolIsAskedOnlyForWhatItHas(t *testing.T) {
+	b := newBench(t)
+	old := provider(t, "old")
+	answer, err := b.Call(ctx(t), old, broker.Request{Image: "registry.example/app", Token: "a.b.c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Parts = nil
+	want := broker.Answer{RegistryWide: true, CacheDuration: new(time.Minute), Credentials: []broker.Credential{{Key: "registry.example", Username: "u", Password: "p"}}}
+	if diff := cmp.Diff(want, answer, cmp.Comparer(func(a, b secret.Secret) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	if errs := b.Validate(ctx(t), old); errs != nil {
+		t.Error(errs)
+	}
+	if checked, err := b.Check(ctx(t), old, broker.Request{}); !checked || broker.KindOf(err) != broker.Refused {
+		t.Errorf("checked %t, %v", checked, err)
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	log := b.log.String()
+	for _, method := range frozen.Methods() {
+		if !strings.Contains(log, "asked for "+method) {
+			t.Errorf("it was not asked for %s, or this test does not see what it is asked for", method)
+		}
+	}
+	if strings.Contains(log, "unknown") {
+		t.Errorf("it was asked for what it does not have: %s", log)
 	}
 }
 
