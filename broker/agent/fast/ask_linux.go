@@ -5,6 +5,18 @@ import (
 	"unsafe"
 )
 
+// The bounds of asking, in nanoseconds.
+type bounds struct {
+	silence int64 // of an agent, in accepting a connection, taking what is sent, and answering
+	whole   int64 // from the first step to the end of the reply
+	input   int64 // for standard input to end
+}
+
+const second = 1_000_000_000
+
+// The kubelet kills what it started after a minute. It writes its request at once; main has the same bound for that. An agent that works says so every half second.
+var usual = bounds{silence: 2 * second, whole: 59 * second, input: 10 * second}
+
 // Ask asks the agent that listens on socket, an absolute path. The reason is "" if it answered, else why it did not, for a log. absent says that there is no agent, so that starting one makes sense.
 //
 // The directory of the socket, the socket and whoever listens have to be root's or this user's, and nobody else may write the directory or connect. An agent that is silent for two seconds counts as
@@ -59,20 +71,15 @@ func (c connection) connect() (reason string, absent bool) {
 		return "preparing a socket: " + err.Error(), false
 	}
 	address := syscall.SockaddrUnix{Name: c.socket}
-	until := int64(0)
+	until := monotonic() + c.silence
 	for {
 		switch err := syscall.Connect(c.fd, &address); err {
 		case nil:
 			return "", false
-		case syscall.EINTR: // the bound starts again with each call
-			switch now := monotonic(); {
-			case until == 0:
-				until = now + c.silence
-				continue
-			case now < until:
-				continue
+		case syscall.EINTR: // with each call the bound begins anew
+			if monotonic() >= until {
+				return "the agent on " + c.socket + " accepts no connection", false
 			}
-			return "the agent on " + c.socket + " accepts no connection", false
 		case syscall.EAGAIN:
 			return "the agent on " + c.socket + " accepts no connection", false
 		case syscall.ECONNREFUSED, syscall.ENOENT:

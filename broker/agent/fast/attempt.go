@@ -19,18 +19,3 @@ var attempt Attempt
 
 // Early is what happened before main.
 func Early() *Attempt { return &attempt }
-
-// The bounds of asking, in nanoseconds.
-type bounds struct {
-	silence int64 // of an agent, in accepting a connection, taking what is sent, and answering
-	whole   int64 // from the first step to the end of the reply
-	input   int64 // for standard input to end
-}
-
-const second = 1_000_000_000
-
-// The kubelet kills what it started after a minute. It writes its request at once; main has the same bound for that. An agent that works says so every half second.
-var usual = bounds{silence: 2 * second, whole: 59 * second, input: 10 * second}
-
-// maxInput bounds a request, in bytes. It is broker/kubelet's MaxRequestSize; a byte more is read, so that the excess is seen.
-const maxInput = 1 << 20

@@ -7,24 +7,30 @@ func init() { //nolint:gochecknoinits // what is initialised after this does not
 	early(&attempt)
 }
 
+// buffers are large enough for nearly all requests and answers. They are not of the heap, whose first object of a size costs as many instructions as all of the rest here.
+var buffers struct {
+	scratch [4 << 10]byte // for the command line, the environment, and then the reply
+	frame   [4 << 10]byte // for the request
+}
+
 // early tries to be done with the whole process. If it returns, main goes on from a.
 func early(a *Attempt) {
 	a.Began = monotonic()
-	scratch := make([]byte, 4<<10) // the command line, and then the reply
+	scratch := buffers.scratch[:]
 	arguments, ok := ownArguments(scratch)
 	if !ok {
 		return
 	}
-	socket := arguments.Agent
-	if !arguments.HasAgent {
-		socket, _ = syscall.Getenv("CREDENTIAL_BROKER_AGENT")
+	socket, config := ownEnvironment(scratch)
+	if arguments.HasAgent {
+		socket = arguments.Agent
 	}
 	if socket == "" {
 		return
 	}
 	request := Request{Operation: Resolve, Config: arguments.Config, BackendDir: arguments.BackendDir, Audience: arguments.Audience, HasAudience: arguments.HasAudience}
 	if request.Config == "" {
-		request.Config, _ = syscall.Getenv("CREDENTIAL_BROKER_CONFIG")
+		request.Config = config
 	}
 	if relative(request.Config) || relative(request.BackendDir) || relative(socket) || !isInput(0) {
 		return
@@ -39,7 +45,7 @@ func early(a *Attempt) {
 		a.Reason, a.Absent = reason, absent
 		return
 	}
-	frame := appendRequestHead(make([]byte, 0, 4<<10), request)
+	frame := appendRequestHead(buffers.frame[:0], request)
 	body := len(frame)
 	frame, end := readInput(0, frame, a.Began+usual.input)
 	a.Stdin, a.StdinEnded, a.StdinOverdue = frame[body:], end == inputEnded, end == inputOverdue
@@ -60,16 +66,56 @@ func early(a *Attempt) {
 
 // ownArguments reads this process's arguments, which such an early package is not given.
 func ownArguments(scratch []byte) (Arguments, bool) {
-	fd, err := syscall.Open("/proc/self/cmdline", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
+	cmdline := ownFile("/proc/self/cmdline", scratch)
+	if cmdline == nil {
 		return Arguments{}, false
+	}
+	return ParseArguments(string(cmdline))
+}
+
+const (
+	agentVariable  = "CREDENTIAL_BROKER_AGENT"
+	configVariable = "CREDENTIAL_BROKER_CONFIG"
+)
+
+// ownEnvironment gives what this process's environment says of agent and configuration. syscall.Getenv would first file all of the environment in a map, at several times the price of all else here.
+func ownEnvironment(scratch []byte) (agent, config string) {
+	environ := ownFile("/proc/self/environ", scratch)
+	if environ == nil { // empty, which costs nothing, or too long
+		agent, _ = syscall.Getenv(agentVariable)
+		config, _ = syscall.Getenv(configVariable)
+		return agent, config
+	}
+	return findVariable(environ, agentVariable), findVariable(environ, configVariable)
+}
+
+// findVariable gives a variable's value, the first where there are several.
+func findVariable(environ []byte, name string) string {
+	for start, i := 0, 0; i < len(environ); i++ {
+		if environ[i] != 0 {
+			continue
+		}
+		entry := environ[start:i]
+		start = i + 1
+		if len(entry) > len(name) && entry[len(name)] == '=' && string(entry[:len(name)]) == name {
+			return string(entry[len(name)+1:])
+		}
+	}
+	return ""
+}
+
+// ownFile reads a file of /proc; nil where it cannot be read, is empty, or may not fit.
+func ownFile(path string, scratch []byte) []byte {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
 	}
 	n, err := syscall.Read(fd, scratch)
 	_ = syscall.Close(fd)
-	if err != nil || n <= 0 || n == len(scratch) { // a full buffer may not be all; what the kubelet starts has a shorter command line
-		return Arguments{}, false
+	if err != nil || n <= 0 || n == len(scratch) {
+		return nil
 	}
-	return ParseArguments(string(scratch[:n]))
+	return scratch[:n]
 }
 
 func relative(path string) bool { return path != "" && path[0] != '/' }
@@ -103,6 +149,9 @@ const (
 	inputTooLong  inputEnd = "the request is too long"
 	inputUnusable inputEnd = "standard input could not be read"
 )
+
+// maxInput bounds a request, in bytes. It is broker/kubelet's MaxRequestSize; a byte more is read, so that the excess is seen.
+const maxInput = 1 << 20
 
 // readInput appends what comes from fd until its end, waiting for that no longer than until the deadline.
 func readInput(fd int, to []byte, deadline int64) ([]byte, inputEnd) {
