@@ -3,6 +3,7 @@ package main
 import (
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,7 +46,7 @@ func TestTheEarlyPathReadsArgumentsAsMainDoes(t *testing.T) {
 			// Half of the words from those that can be understood, so that longer lists are at times.
 			arguments[i] = words[random.IntN([]int{11, len(words)}[random.IntN(2)])]
 		}
-		early, ok := fast.ParseArguments("credential-broker\x00" + strings.Join(append(arguments, ""), "\x00"))
+		early, ok := fast.ParseArguments(strings.Join(slices.Concat([]string{"credential-broker"}, arguments, []string{""}), "\x00"))
 		if !ok {
 			continue
 		}

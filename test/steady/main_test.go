@@ -22,7 +22,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // another user runs the programs in one of the tests
+	if err := os.Chmod(dir, 0o755); err != nil { // another user runs the program in one of the tests
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -50,7 +50,7 @@ func TestArgumentsThatAreForMain(t *testing.T) {
 		"--help":                 cmdline("--help"),
 		"-h":                     cmdline("-h"),
 		"a short flag":           cmdline("-c", "/c"),
-		"one dash":               cmdline("-config", "/c"),
+		"one dash":               cmdline("-agent", "/s"),
 		"three dashes":           cmdline("---config", "/c"),
 		"a missing value":        cmdline("--config"),
 		"another flag":           cmdline("--no-agent"),

@@ -260,7 +260,7 @@ func wait(fd int, event int16, deadline int64) waitEnd {
 	}{fd: int32(fd), events: event}
 	for {
 		left := syscall.NsecToTimespec(max(deadline-monotonic(), 0))
-		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0)
+		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0) //nolint:gosec // G103: the standard way to hand a structure to the kernel
 		switch {
 		case errno == syscall.EINTR:
 		case errno != 0:
@@ -277,7 +277,7 @@ func wait(fd int, event int16, deadline int64) waitEnd {
 func monotonic() int64 {
 	const clockMonotonic = 1
 	var now syscall.Timespec
-	_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0)
+	_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0) //nolint:gosec // G103: as above
 	return now.Nano()
 }
 

@@ -345,7 +345,7 @@ func TestASocketThatIsNotTrusted(t *testing.T) {
 			refused(t, socket, want)
 		})
 	}
-	for mode, want := range map[os.FileMode]string{0o660: "mode 0660", 0o606: "mode 0606", 0o601: "mode 0601", 0o640: "mode 0640"} {
+	for mode, want := range map[os.FileMode]string{0o660: "mode 0660", 0o606: "mode 0606", 0o601: "mode 0601", 0o640: "mode 0640", 0o610: "mode 0610"} {
 		t.Run("a socket of mode "+mode.String(), func(t *testing.T) {
 			socket := neverAsked(t)
 			if err := os.Chmod(socket, mode); err != nil {

@@ -171,6 +171,7 @@ func TestFramesThatAreRefused(t *testing.T) {
 		"shorter than it says":          {reply[:len(reply)-1], "cut off"},
 		"longer than it says":           {append(append([]byte{}, reply...), 0), "cut off"},
 		"a field longer than the frame": {changed(reply, HeaderSize+1, 255), "field that is cut off"},
+		"a field a byte too long":       {withLength(1, 0, 0, 0, 2, 0), "field that is cut off"},
 		"a head of a field only":        {withLength(1, 0, 0, 0), "field that is cut off"},
 		"no exit status":                {withLength(2, 0, 0, 0, 1, 'x'), "without an exit status"},
 		"an exit status of two bytes":   {withLength(1, 0, 0, 0, 2, 0, 0), "without an exit status"},
