@@ -35,7 +35,7 @@ func value(cmd *cobra.Command, flag string) string { return cmd.Flags().Lookup(f
 func TestTheEarlyPathReadsArgumentsAsMainDoes(t *testing.T) {
 	words := []string{
 		"--config", "--config=/etc/x", "--config=", "--backend-dir", "--backend-dir=/b", "--audience", "--audience=", "--audience=sts=x", "--agent", "--agent=/run/x", "--agent=",
-		"/etc/broker.yaml", "", "--", "-", "=", "--=", "-h", "--help", "--help=true", "-c", "-config", "---config", "--conf", "--Config", "--config/x", "--no-agent", "-config=/x",
+		"/etc/broker.yaml", "", "--", "-", "=", "--=", "-h", "--help", "--help=true", "-c", "-config", "-agent", "---config", "--conf", "--Config", "--config/x", "--no-agent", "-config=/x",
 		"validate", "get", "help", "agent", "completion", "__complete", "registry.example/app", "--audience=--agent", "--version", "-v", "a b", "ö", "\n",
 	}
 	random := rand.New(rand.NewPCG(5, 5))
