@@ -40,6 +40,7 @@ for module in $MODULES; do
   else
     echo "── $module"
   fi
+  if [ "$module" = test/steady ]; then tools/valgrind.sh; fi
 
   events=$work/events.json
   : >"$events"

@@ -1,0 +1,287 @@
+package fast
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// The bounds of asking, in nanoseconds.
+type bounds struct {
+	silence int64 // of an agent, in accepting a connection, taking what is sent, and answering
+	whole   int64 // from the first step to the end of the reply
+	input   int64 // for standard input to end
+}
+
+const second = 1_000_000_000
+
+// The kubelet kills what it started after a minute. It writes its request at once; main has the same bound for that. An agent that works says so every half second.
+var usual = bounds{silence: 2 * second, whole: 59 * second, input: 10 * second}
+
+// Ask asks the agent that listens on socket, an absolute path. The reason is "" if it answered, else why it did not, for a log. absent says that there is no agent, so that starting one makes sense.
+//
+// The directory of the socket, the socket and whoever listens have to be root's or this user's, and nobody else may write the directory or connect. An agent that is silent for two seconds counts as
+// hung; for longer than a minute nobody is waited for.
+func Ask(socket string, r Request) (reply Reply, reason string, absent bool) {
+	return ask(socket, r, usual)
+}
+
+func ask(socket string, r Request, within bounds) (reply Reply, reason string, absent bool) {
+	agent, reason, absent := connect(socket, within, monotonic()+within.whole)
+	if reason != "" {
+		return Reply{}, reason, absent
+	}
+	reply, reason = agent.exchange(AppendRequest(nil, r), make([]byte, 4<<10))
+	_ = syscall.Close(agent.fd)
+	return reply, reason, false
+}
+
+// connection to an agent.
+type connection struct {
+	fd       int
+	socket   string
+	silence  int64 // that is put up with, in nanoseconds
+	deadline int64
+}
+
+// connect connects to the agent, if all that is on the way to it is in the right hands.
+func connect(socket string, within bounds, deadline int64) (c connection, reason string, absent bool) {
+	euid := uint32(syscall.Geteuid())
+	if reason, absent := distrust(socket, euid); reason != "" {
+		return connection{}, reason, absent
+	}
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return connection{}, "making a socket: " + err.Error(), false
+	}
+	c = connection{fd: fd, socket: socket, silence: within.silence, deadline: deadline}
+	if reason, absent = c.connect(); reason == "" {
+		reason = c.distrustPeer(euid)
+	}
+	if reason != "" {
+		_ = syscall.Close(fd)
+		return connection{}, reason, absent
+	}
+	return c, "", false
+}
+
+// connect waits for an agent that has more connections waiting than it accepts. There is nothing to poll for that; the bound is the one for sending, which connecting heeds.
+func (c connection) connect() (reason string, absent bool) {
+	patience := syscall.NsecToTimeval(c.silence)
+	if err := syscall.SetsockoptTimeval(c.fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience); err != nil {
+		return "preparing a socket: " + err.Error(), false
+	}
+	address := syscall.SockaddrUnix{Name: c.socket}
+	until := monotonic() + c.silence
+	for {
+		switch err := syscall.Connect(c.fd, &address); err {
+		case nil:
+			return "", false
+		case syscall.EINTR: // with each call the bound begins anew
+			if monotonic() >= until {
+				return "the agent on " + c.socket + " accepts no connection", false
+			}
+		case syscall.EAGAIN:
+			return "the agent on " + c.socket + " accepts no connection", false
+		case syscall.ECONNREFUSED, syscall.ENOENT:
+			return "nobody listens on " + c.socket, true
+		default:
+			return "connecting to " + c.socket + ": " + err.Error(), false
+		}
+	}
+}
+
+// distrust says what is wrong with the socket's place: whoever else could write there could give himself out as the agent, and would be told tokens.
+func distrust(socket string, euid uint32) (reason string, absent bool) {
+	slash := len(socket) - 1
+	for slash >= 0 && socket[slash] != '/' {
+		slash--
+	}
+	var address syscall.RawSockaddrUnix
+	switch {
+	case slash < 0 || socket[0] != '/' || slash == len(socket)-1:
+		return "the agent's socket " + socket + " is not the absolute path of a file", false
+	case len(socket) >= len(address.Path):
+		return "the agent's socket " + socket + " has a path longer than the " + decimal(len(address.Path)-1) + " bytes that the system allows", false
+	}
+	dir := socket[:max(slash, 1)]
+	if reason, absent := distrustFile(dir, syscall.S_IFDIR, "directory", 0o022, euid); reason != "" {
+		return reason, absent
+	}
+	return distrustFile(socket, syscall.S_IFSOCK, "socket", 0o077, euid)
+}
+
+// distrustFile says what is wrong with a file: it has to be of the kind, of root's or our own, and without the permissions that are forbidden. A symbolic link is a file of another kind.
+func distrustFile(path string, kind uint32, kindName string, forbidden, euid uint32) (reason string, absent bool) {
+	var stat syscall.Stat_t
+	switch err := syscall.Lstat(path, &stat); {
+	case err == syscall.ENOENT:
+		return path + " does not exist", true
+	case err != nil:
+		return "looking at " + path + ": " + err.Error(), false
+	case stat.Mode&syscall.S_IFMT != kind:
+		return path + " is no " + kindName, false
+	case stat.Uid != 0 && stat.Uid != euid:
+		return "another user (uid " + decimal(int(stat.Uid)) + ") owns " + path, false
+	case stat.Mode&forbidden != 0:
+		return path + " is open to other users (mode " + octal(stat.Mode&0o7777) + "): take mode " + octal(forbidden) + " from it", false
+	}
+	return "", false
+}
+
+// distrustPeer says what is wrong with whoever listens: the socket could have been exchanged since it was looked at.
+func (c connection) distrustPeer(euid uint32) (reason string) {
+	peer, err := syscall.GetsockoptUcred(c.fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	switch {
+	case err != nil:
+		return "asking who listens on " + c.socket + ": " + err.Error()
+	case peer.Uid != 0 && peer.Uid != euid:
+		return "another user (uid " + decimal(int(peer.Uid)) + ") listens on " + c.socket
+	}
+	return ""
+}
+
+// exchange sends a request and waits for its reply, which may lie within scratch.
+func (c connection) exchange(frame, scratch []byte) (Reply, string) {
+	if len(frame) > HeaderSize+MaxFrame {
+		return Reply{}, "the request is longer than the " + decimal(MaxFrame) + " bytes of a frame"
+	}
+	if reason := c.send(frame); reason != "" {
+		return Reply{}, reason
+	}
+	reply, reason := c.receive(scratch)
+	if reason == "" && reply.Unserved != "" {
+		return Reply{}, "the agent on " + c.socket + " does not serve this request: " + reply.Unserved
+	}
+	return reply, reason
+}
+
+func (c connection) send(b []byte) (reason string) {
+	for len(b) > 0 {
+		n, err := syscall.SendmsgN(c.fd, b, nil, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
+		switch err {
+		case nil:
+			b = b[n:]
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			if reason := c.wait(pollOut); reason != "" {
+				return reason
+			}
+		default:
+			return "sending to the agent on " + c.socket + ": " + err.Error()
+		}
+	}
+	return ""
+}
+
+// receive reads frames until the reply, into buffer or, where that is too small, a larger one.
+func (c connection) receive(buffer []byte) (Reply, string) {
+	got := 0 // bytes in buffer
+	for {
+		for got >= HeaderSize {
+			h, problem := ParseHeader(buffer)
+			if problem != "" {
+				return Reply{}, c.nonsense(problem)
+			}
+			end := HeaderSize + h.Length
+			if end > len(buffer) {
+				buffer = append(make([]byte, 0, end), buffer[:got]...)[:end]
+			}
+			if got < end {
+				break
+			}
+			if h.Kind != KindWorking {
+				reply, problem := DecodeReply(h, buffer[HeaderSize:end])
+				if problem != "" {
+					return Reply{}, c.nonsense(problem)
+				}
+				return reply, ""
+			}
+			got = copy(buffer, buffer[end:got])
+		}
+		if reason := c.wait(pollIn); reason != "" {
+			return Reply{}, reason
+		}
+		n, err := syscall.Read(c.fd, buffer[got:])
+		switch {
+		case err == syscall.EINTR || err == syscall.EAGAIN:
+		case err != nil:
+			return Reply{}, "reading from the agent on " + c.socket + ": " + err.Error()
+		case n == 0:
+			return Reply{}, "the agent on " + c.socket + " hung up without an answer"
+		default:
+			got += n
+		}
+	}
+}
+
+func (c connection) nonsense(problem string) string {
+	return "the agent on " + c.socket + " cannot be understood: " + problem
+}
+
+// wait waits until the agent has taken or sent something, as long as silence is put up with.
+func (c connection) wait(event int16) (reason string) {
+	deadline := min(monotonic()+c.silence, c.deadline)
+	switch wait(c.fd, event, deadline) {
+	case waitOver:
+		if deadline == c.deadline {
+			return "the agent on " + c.socket + " has not answered in time"
+		}
+		return "the agent on " + c.socket + " is silent"
+	case waitFailed:
+		return "waiting for the agent on " + c.socket + " failed"
+	case waitReady:
+	}
+	return ""
+}
+
+// The events of ppoll(2).
+const (
+	pollIn  int16 = 1
+	pollOut int16 = 4
+)
+
+// How a wait ended.
+type waitEnd uint8
+
+const (
+	waitReady waitEnd = iota
+	waitOver
+	waitFailed
+)
+
+// forever is a deadline that does not come.
+const forever = 1<<63 - 1
+
+// wait waits until fd has an event, an error or the other side's end, or until the deadline of the monotonic clock, in nanoseconds.
+func wait(fd int, event int16, deadline int64) waitEnd {
+	poll := struct {
+		fd              int32
+		events, revents int16
+	}{fd: int32(fd), events: event}
+	for {
+		left := syscall.NsecToTimespec(max(deadline-monotonic(), 0))
+		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0) //nolint:gosec // G103: the standard way to hand a structure to the kernel
+		switch {
+		case errno == syscall.EINTR:
+		case errno != 0:
+			return waitFailed
+		case n == 0:
+			return waitOver
+		default:
+			return waitReady
+		}
+	}
+}
+
+// monotonic reads CLOCK_MONOTONIC, in nanoseconds.
+func monotonic() int64 {
+	const clockMonotonic = 1
+	var now syscall.Timespec
+	_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0) //nolint:gosec // G103: as above
+	return now.Nano()
+}
+
+// octal writes a mode as people write it: four digits.
+func octal(mode uint32) string {
+	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
+}

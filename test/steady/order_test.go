@@ -1,0 +1,70 @@
+//go:build linux
+
+package steady
+
+import (
+	"bytes"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/credential-broker/credential-broker/broker/agent/fast"
+)
+
+// before are the packages that may be initialised before the agent has answered: what the early path itself is made of, which is syscall and what that imports, and packages of the standard library that
+// import nothing that waits for syscall and come before it in the alphabet. None of them takes long. Of other people's packages there is none, and of ours there is the one.
+var before = []string{
+	"runtime", "internal/", // what every Go program has
+	"errors", "iter", "sync", "syscall", // what the early path imports, directly and indirectly
+	"crypto", "crypto/internal/fips140deps/cpu", "encoding/base64", "hash/crc32", "math", // some constant tables
+}
+
+// initialised are the packages that a run with GODEBUG=inittrace=1 says were initialised, of those that have something to do. The runtime says so after each.
+func initialised(stderr string) (packages []string, rest string) {
+	trace := regexp.MustCompile(`(?m)^init (\S+) @.*\n`)
+	for _, match := range trace.FindAllStringSubmatch(stderr, -1) {
+		packages = append(packages, match[1])
+	}
+	return packages, trace.ReplaceAllString(stderr, "")
+}
+
+func heavy(pkg string) bool {
+	return !slices.ContainsFunc(before, func(allowed string) bool {
+		return pkg == allowed || strings.HasSuffix(allowed, "/") && strings.HasPrefix(pkg, allowed)
+	})
+}
+
+func TestNothingHeavyIsInitialisedBeforeTheAgentIsAsked(t *testing.T) {
+	agent := newAgent(t, always(fast.Reply{Stdout: []byte("answer"), Stderr: []byte("said\n"), Status: 3}))
+	run := func(socket string) (ran, []string) {
+		cmd := command(socket, "--config", "/nonexistent/config.yaml")
+		cmd.Env = append(cmd.Env, "GODEBUG=inittrace=1")
+		cmd.Stdin = bytes.NewReader([]byte(aRequest))
+		got := finish(t, cmd)
+		var packages []string
+		packages, got.stderr = initialised(got.stderr)
+		return got, packages
+	}
+
+	got, packages := run(agent.socket)
+	if got != (ran{"answer", "said\n", 3}) {
+		t.Errorf("%+v", got)
+	}
+	if !slices.Contains(packages, "syscall") {
+		t.Errorf("no trace of syscall in %q: is it traced at all?", packages)
+	}
+	for _, pkg := range packages {
+		if heavy(pkg) {
+			t.Errorf("%s is initialised before the agent is asked", pkg)
+		}
+	}
+
+	// The same program where nobody answers, to see that the trace would have said it.
+	_, packages = run("/nonexistent/agent.sock")
+	for _, pkg := range []string{"time", "os", "net", "google.golang.org/grpc", "github.com/hashicorp/go-plugin"} {
+		if !heavy(pkg) || !slices.Contains(packages, pkg) {
+			t.Errorf("%s does not count as heavy, or is not initialised where no agent answers", pkg)
+		}
+	}
+}
