@@ -2,13 +2,16 @@ package plugin
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
@@ -35,33 +38,74 @@ func (p *Process) Configure(ctx context.Context) []*Error {
 }
 
 // GetCredentials asks for the credentials of one image; the request's deadline is set from ctx. An answer is returned only if it keeps the protocol's rules. The
-// error is an *Error. What passes through it is kept out of the log and of errors.
+// error is an *Error; what is returned beside one has the spans of the backend's work, if it told them, and nothing else. What passes through it is kept out of the log
+// and of errors.
 func (p *Process) GetCredentials(ctx context.Context, request *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
-	p.Redact(request.GetServiceAccountToken())
-	if deadline, ok := ctx.Deadline(); ok {
-		request.Deadline = timestamppb.New(deadline)
-	}
+	p.prepare(ctx, request)
 	response, err := p.rpc.GetCredentials(ctx, request)
 	if err != nil {
 		return nil, p.callError(ctx, "answer", err)
 	}
-	if why := p.judge(response); why != nil {
-		return nil, why
+	return p.judge(response)
+}
+
+// ErrNothingToRenew is Renew's where the backend cannot renew an answer after all.
+var ErrNothingToRenew = errors.New("the backend has nothing to renew")
+
+// Renew asks for an answer in place of an earlier one that brought the request's lease; all else is as with GetCredentials. It must be asked only if Describe names
+// backendv1.Feature_FEATURE_RENEW. The error is ErrNothingToRenew, which means that GetCredentials is to be asked, or an *Error.
+func (p *Process) Renew(ctx context.Context, request *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+	p.redactLease(request.GetLease())
+	p.prepare(ctx, request.GetRequest())
+	response, err := p.rpc.Renew(ctx, request)
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return nil, ErrNothingToRenew
+	case err != nil:
+		return nil, p.callError(ctx, "renew an answer", err)
 	}
+	return p.judge(response)
+}
+
+// prepare makes a request ready to be sent.
+func (p *Process) prepare(ctx context.Context, request *backendv1.GetCredentialsRequest) {
+	if request == nil {
+		return
+	}
+	p.Redact(request.GetServiceAccountToken())
+	if deadline, ok := ctx.Deadline(); ok {
+		request.Deadline = timestamppb.New(deadline)
+	}
+}
+
+// judge holds an answer against the protocol's rules, and keeps its secrets out of the log.
+func (p *Process) judge(response *backendv1.GetCredentialsResponse) (*backendv1.GetCredentialsResponse, error) {
+	if n := len(response.GetCredentials()); n <= backendv1.MaxCredentials {
+		for _, c := range response.GetCredentials() {
+			p.output.secrets.addLogin(c.GetUsername(), c.GetPassword())
+		}
+	}
+	if len(response.GetLease()) <= backendv1.MaxLeaseBytes {
+		p.redactLease(response.GetLease())
+	}
+	spans := p.spans(response.GetSpans())
+	if why := p.fault(response); why != nil {
+		return &backendv1.GetCredentialsResponse{Spans: spans}, why
+	}
+	response.Spans = spans
 	return response, nil
 }
 
-// judge holds an answer against the protocol's rules, and keeps its passwords out of the log.
-func (p *Process) judge(response *backendv1.GetCredentialsResponse) *Error {
+// fault is the failure that an answer reports, or the rule that it breaks.
+func (p *Process) fault(response *backendv1.GetCredentialsResponse) *Error {
 	credentials := response.GetCredentials()
-	if len(credentials) > backendv1.MaxCredentials {
+	switch {
+	case len(credentials) > backendv1.MaxCredentials:
 		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer has %d credentials, at most %d are taken", len(credentials), backendv1.MaxCredentials)
-	}
-	for _, c := range credentials {
-		p.output.secrets.addLogin(c.GetUsername(), c.GetPassword())
-	}
-	if response.GetError() != nil {
+	case response.GetError() != nil:
 		return p.backendError(response.GetError())
+	case len(response.GetLease()) > backendv1.MaxLeaseBytes:
+		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer: lease has %d bytes, at most %d are taken", len(response.GetLease()), backendv1.MaxLeaseBytes)
 	}
 	for i, c := range credentials {
 		if c.GetExpires() != nil && c.GetExpires().CheckValid() != nil {
@@ -72,6 +116,76 @@ func (p *Process) judge(response *backendv1.GetCredentialsResponse) *Error {
 		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend's answer: cache_duration is negative or no duration")
 	}
 	return nil
+}
+
+// spans are those that make sense, fit to be shown. They are for people alone, so a bad one spoils no answer.
+func (p *Process) spans(all []*backendv1.Span) []*backendv1.Span {
+	const longestName = 100
+	var good []*backendv1.Span
+	for _, span := range all[:min(backendv1.MaxSpans, len(all))] {
+		// Redacted while it is whole, and only then cut.
+		name := clean(p.text(span.GetName()), longestName)
+		if name != "" && isLength(span.GetStart()) && isLength(span.GetTook()) {
+			good = append(good, &backendv1.Span{Name: name, Start: span.GetStart(), Took: span.GetTook()})
+		}
+	}
+	return good
+}
+
+// isLength says whether it is a length of time; none counts as zero.
+func isLength(d *durationpb.Duration) bool {
+	return d == nil || d.CheckValid() == nil && d.AsDuration() >= 0
+}
+
+// redactLease keeps a lease out of the log, in base64 too, since it may be any bytes. One of a few bytes hides nothing, and to mask it would only make the log unreadable.
+func (p *Process) redactLease(lease []byte) {
+	if len(lease) < minPart {
+		return
+	}
+	p.Redact(string(lease), base64.RawStdEncoding.EncodeToString(lease), base64.RawURLEncoding.EncodeToString(lease))
+}
+
+// ErrNothingToRevoke is Revoke's where the backend cannot end what it lends after all.
+var ErrNothingToRevoke = errors.New("the backend has nothing to revoke")
+
+// Revoke has the backend end what the answer with this lease lent. It must be asked only if Describe names backendv1.Feature_FEATURE_REVOKE. The error is
+// ErrNothingToRevoke or an *Error.
+func (p *Process) Revoke(ctx context.Context, lease []byte) error {
+	p.redactLease(lease)
+	response, err := p.rpc.Revoke(ctx, &backendv1.RevokeRequest{Lease: lease})
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return ErrNothingToRevoke
+	case err != nil:
+		return p.callError(ctx, "revoke an answer", err)
+	case response.GetError() != nil:
+		return p.backendError(response.GetError())
+	}
+	return nil
+}
+
+// Close tells the backend that it is about to be stopped in good order, and returns when it has put away what it holds, or when ctx ends; Stop is still to be called.
+// It should be asked only if Describe names backendv1.Feature_FEATURE_CLOSE; a backend that has nothing to close is no error. The error is an *Error.
+func (p *Process) Close(ctx context.Context) error {
+	response, err := p.rpc.Close(ctx, &backendv1.CloseRequest{})
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return nil
+	case err != nil:
+		return p.callError(ctx, "close", err)
+	case response.GetError() != nil:
+		return p.backendError(response.GetError())
+	}
+	return nil
+}
+
+// WithTraceParent makes the calls of a Process that get this context tell the backend which trace they belong to: a `traceparent` as the W3C's Trace Context has it.
+// Another value changes nothing.
+func WithTraceParent(ctx context.Context, traceParent string) context.Context {
+	if !backendv1.IsTraceParent(traceParent) {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, backendv1.TraceParentHeader, traceParent)
 }
 
 // ErrNothingToCheck is Check's where the backend has no check after all.

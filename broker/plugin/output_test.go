@@ -5,6 +5,7 @@ package plugin
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -217,6 +218,7 @@ func FuzzAnswer(f *testing.F) {
 		oneCredential("user", "password"),
 		{Error: &backendv1.Error{Message: "no\x1b", Field: "a"}},
 		{CacheDuration: &durationpb.Duration{Seconds: -1}},
+		{Lease: []byte("lease"), Spans: []*backendv1.Span{{Name: "step", Start: &durationpb.Duration{Nanos: -1}, Took: &durationpb.Duration{Seconds: 1}}}},
 		{Credentials: []*backendv1.Credential{{Key: "k", Expires: &timestamppb.Timestamp{Nanos: -1}}}},
 	} {
 		f.Add(must(proto.Marshal(seed)))
@@ -227,9 +229,17 @@ func FuzzAnswer(f *testing.F) {
 			return
 		}
 		p := &Process{output: newOutput()}
-		if why := p.judge(response); why != nil {
-			wantError(t, why, why.Kind, "")
+		response, err := p.judge(response)
+		if len(response.GetSpans()) > backendv1.MaxSpans {
+			t.Errorf("%d spans", len(response.GetSpans()))
+		}
+		if err != nil {
+			why, _ := errors.AsType[*Error](err)
+			wantError(t, err, why.Kind, "")
 			return
+		}
+		if n := len(response.GetLease()); n > backendv1.MaxLeaseBytes {
+			t.Errorf("a lease of %d bytes", n)
 		}
 		for _, c := range response.GetCredentials() {
 			if c.GetExpires() != nil && c.GetExpires().AsTime().Year() > 9999 {

@@ -205,9 +205,6 @@ func (*service) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc
 // PID is the process id of the backend.
 func (p *Process) PID() int { return p.child.pid() }
 
-// Ended is closed when the process has ended, for whatever reason. It must still be stopped.
-func (p *Process) Ended() <-chan struct{} { return p.child.exited }
-
 // Exit says how a process ended that this side did not kill: "exited with status 2", "ended by signal: killed". Empty if it runs, or was killed by this side.
 func (p *Process) Exit() string { return p.child.ended() }
 
@@ -230,6 +227,16 @@ func (p *Process) Stop() {
 
 // Done is closed when a stopped backend has ended, what it printed has been logged, and nothing of it is left.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Ended is closed when the backend's process has ended, for whatever reason: by itself, by Stop, or by somebody else. What it printed may be read and logged after that;
+// see Done.
+func (p *Process) Ended() <-chan struct{} { return p.child.exited }
+
+// Flush logs what the backend has printed so far. The process of one call needs none, since Done waits for that; one that lives on needs it after each answer.
+func (p *Process) Flush() {
+	p.child.catchUp()
+	p.log()
+}
 
 // finish is what Stop leaves to the background.
 func (p *Process) finish() {

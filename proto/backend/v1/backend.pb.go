@@ -2,7 +2,7 @@
 //
 // A backend is an executable that serves this service over gRPC, loaded with hashicorp/go-plugin (core protocol 1, application
 // protocol 1, see handshake.go for the cookie). One backend process serves one configured provider: the broker calls Configure
-// once, then GetCredentials or Check any number of times, at once if it likes.
+// once, then the others any number of times, at once if it likes, and Close at most once at the end.
 //
 // Rules that no message can express:
 //
@@ -13,7 +13,9 @@
 //   - A call's deadline is gRPC's own (the grpc-timeout header); a backend stops working for a call that was cancelled.
 //   - A response is at most 1 MiB and holds at most 1,000 credentials. The broker refuses more.
 //   - Failures of the backend's work are answered in the response's `error`. A gRPC status other than OK means that the backend
-//     itself is broken, and counts as KIND_UNAVAILABLE (except UNIMPLEMENTED from Check, see there).
+//     itself is broken, and counts as KIND_UNAVAILABLE (except UNIMPLEMENTED from a method that only some backends have, see there).
+//   - Any call may carry the gRPC metadata `traceparent` (W3C Trace Context): the trace that this call's work belongs to. A backend may
+//     send it on with its own requests, and needs do nothing with it.
 //
 // Room to grow: fields and methods are only ever added. A broker asks for a later method only if the backend's DescribeResponse
 // names it in `features`; a backend ignores fields it does not know. A change that breaks this is proto/backend/v2, negotiated
@@ -52,6 +54,12 @@ const (
 	// The backend implements Check. It may still answer UNIMPLEMENTED where there is nothing to check, since whether there is can depend on
 	// settings that it does not have when it is asked to describe itself.
 	Feature_FEATURE_CHECK Feature = 1
+	// The backend implements Renew. As with Check, it may still answer UNIMPLEMENTED; so with the following.
+	Feature_FEATURE_RENEW Feature = 2
+	// The backend implements Revoke.
+	Feature_FEATURE_REVOKE Feature = 3
+	// The backend implements Close.
+	Feature_FEATURE_CLOSE Feature = 4
 )
 
 // Enum value maps for Feature.
@@ -59,10 +67,16 @@ var (
 	Feature_name = map[int32]string{
 		0: "FEATURE_UNSPECIFIED",
 		1: "FEATURE_CHECK",
+		2: "FEATURE_RENEW",
+		3: "FEATURE_REVOKE",
+		4: "FEATURE_CLOSE",
 	}
 	Feature_value = map[string]int32{
 		"FEATURE_UNSPECIFIED": 0,
 		"FEATURE_CHECK":       1,
+		"FEATURE_RENEW":       2,
+		"FEATURE_REVOKE":      3,
+		"FEATURE_CLOSE":       4,
 	}
 )
 
@@ -200,7 +214,7 @@ func (x Error_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Kind.Descriptor instead.
 func (Error_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_backend_v1_backend_proto_rawDescGZIP(), []int{9, 0}
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{15, 0}
 }
 
 type DescribeRequest struct {
@@ -483,8 +497,14 @@ type GetCredentialsResponse struct {
 	// How long this answer may be reused, where the backend knows better than the credentials' expiry says. Zero: not at all. Absent: until a
 	// credential expires, or for the provider's defaultCacheDuration where none says when.
 	CacheDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=cache_duration,json=cacheDuration,proto3" json:"cache_duration,omitempty"`
-	// Set: the backend failed, and everything else in this message is ignored.
-	Error         *Error `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// Set: the backend failed, and everything else in this message but the spans is ignored.
+	Error *Error `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	// What Renew and Revoke need to know this answer again, also in another process of this provider: opaque to the broker, which hands it
+	// back and to nobody else. At most 16 KiB; a longer one makes the answer a broken one. Empty: there is nothing to renew or to revoke.
+	Lease []byte `protobuf:"bytes,5,opt,name=lease,proto3" json:"lease,omitempty"`
+	// The steps of the backend's work for this answer, for people who look for the slow one and for traces. At most 100; further ones are
+	// dropped.
+	Spans         []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -547,6 +567,84 @@ func (x *GetCredentialsResponse) GetError() *Error {
 	return nil
 }
 
+func (x *GetCredentialsResponse) GetLease() []byte {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *GetCredentialsResponse) GetSpans() []*Span {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+// Span is a step of the backend's work for one answer.
+type Span struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was done, in a few words: "registry token". Never a secret.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When the step began, since the call did.
+	Start *durationpb.Duration `protobuf:"bytes,2,opt,name=start,proto3" json:"start,omitempty"`
+	// How long the step took.
+	Took          *durationpb.Duration `protobuf:"bytes,3,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_backend_v1_backend_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Span) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Span) GetStart() *durationpb.Duration {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *Span) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
 // Credential is a user name and password for the images that an auth key covers.
 type Credential struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -563,7 +661,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_backend_v1_backend_proto_msgTypes[6]
+	mi := &file_backend_v1_backend_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +673,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_backend_v1_backend_proto_msgTypes[6]
+	mi := &file_backend_v1_backend_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +686,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_backend_v1_backend_proto_rawDescGZIP(), []int{6}
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credential) GetKey() string {
@@ -631,7 +729,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_backend_v1_backend_proto_msgTypes[7]
+	mi := &file_backend_v1_backend_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +741,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_backend_v1_backend_proto_msgTypes[7]
+	mi := &file_backend_v1_backend_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +754,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_backend_v1_backend_proto_rawDescGZIP(), []int{7}
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CheckRequest) GetImage() string {
@@ -690,7 +788,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_backend_v1_backend_proto_msgTypes[8]
+	mi := &file_backend_v1_backend_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +800,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_backend_v1_backend_proto_msgTypes[8]
+	mi := &file_backend_v1_backend_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,10 +813,235 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_backend_v1_backend_proto_rawDescGZIP(), []int{8}
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CheckResponse) GetError() *Error {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What GetCredentials would be asked now, with the token that the broker has now.
+	Request *GetCredentialsRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// The lease of the answer to renew. The answer to Renew brings its own.
+	Lease         []byte `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_backend_v1_backend_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RenewRequest) GetRequest() *GetCredentialsRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetLease() []byte {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+type RevokeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease of the answer that was forgotten.
+	Lease         []byte `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_backend_v1_backend_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RevokeRequest) GetLease() []byte {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+type RevokeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent: what the answer lent has ended.
+	Error         *Error `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_backend_v1_backend_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RevokeResponse) GetError() *Error {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+type CloseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseRequest) Reset() {
+	*x = CloseRequest{}
+	mi := &file_backend_v1_backend_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseRequest) ProtoMessage() {}
+
+func (x *CloseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
+func (*CloseRequest) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{13}
+}
+
+type CloseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent: all is put away. The process is killed in either case; an error is logged.
+	Error         *Error `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseResponse) Reset() {
+	*x = CloseResponse{}
+	mi := &file_backend_v1_backend_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseResponse) ProtoMessage() {}
+
+func (x *CloseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_backend_v1_backend_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
+func (*CloseResponse) Descriptor() ([]byte, []int) {
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CloseResponse) GetError() *Error {
 	if x != nil {
 		return x.Error
 	}
@@ -739,7 +1062,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_backend_v1_backend_proto_msgTypes[9]
+	mi := &file_backend_v1_backend_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +1074,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_backend_v1_backend_proto_msgTypes[9]
+	mi := &file_backend_v1_backend_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +1087,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_backend_v1_backend_proto_rawDescGZIP(), []int{9}
+	return file_backend_v1_backend_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Error) GetKind() Error_Kind {
@@ -811,12 +1134,18 @@ const file_backend_v1_backend_proto_rawDesc = "" +
 	"\x1eServiceAccountAnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x18\n" +
-	"\x16_service_account_token\"\x99\x02\n" +
+	"\x16_service_account_token\"\xed\x02\n" +
 	"\x16GetCredentialsResponse\x12I\n" +
 	"\vcredentials\x18\x01 \x03(\v2'.credentialbroker.backend.v1.CredentialR\vcredentials\x128\n" +
 	"\x05scope\x18\x02 \x01(\x0e2\".credentialbroker.backend.v1.ScopeR\x05scope\x12@\n" +
 	"\x0ecache_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rcacheDuration\x128\n" +
-	"\x05error\x18\x04 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\"\x96\x01\n" +
+	"\x05error\x18\x04 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\x12\x19\n" +
+	"\x05lease\x18\x05 \x01(\fB\x03\x80\x01\x01R\x05lease\x127\n" +
+	"\x05spans\x18\x06 \x03(\v2!.credentialbroker.backend.v1.SpanR\x05spans\"z\n" +
+	"\x04Span\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
+	"\x05start\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05start\x12-\n" +
+	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\x96\x01\n" +
 	"\n" +
 	"Credential\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1f\n" +
@@ -832,6 +1161,16 @@ const file_backend_v1_backend_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x18\n" +
 	"\x16_service_account_token\"I\n" +
 	"\rCheckResponse\x128\n" +
+	"\x05error\x18\x01 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\"w\n" +
+	"\fRenewRequest\x12L\n" +
+	"\arequest\x18\x01 \x01(\v22.credentialbroker.backend.v1.GetCredentialsRequestR\arequest\x12\x19\n" +
+	"\x05lease\x18\x02 \x01(\fB\x03\x80\x01\x01R\x05lease\"*\n" +
+	"\rRevokeRequest\x12\x19\n" +
+	"\x05lease\x18\x01 \x01(\fB\x03\x80\x01\x01R\x05lease\"J\n" +
+	"\x0eRevokeResponse\x128\n" +
+	"\x05error\x18\x01 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\"\x0e\n" +
+	"\fCloseRequest\"I\n" +
+	"\rCloseResponse\x128\n" +
 	"\x05error\x18\x01 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\"\xd2\x01\n" +
 	"\x05Error\x12;\n" +
 	"\x04kind\x18\x01 \x01(\x0e2'.credentialbroker.backend.v1.Error.KindR\x04kind\x12\x18\n" +
@@ -841,19 +1180,25 @@ const file_backend_v1_backend_proto_rawDesc = "" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10KIND_UNAVAILABLE\x10\x01\x12\x10\n" +
 	"\fKIND_REFUSED\x10\x02\x12\x16\n" +
-	"\x12KIND_MISCONFIGURED\x10\x03*5\n" +
+	"\x12KIND_MISCONFIGURED\x10\x03*o\n" +
 	"\aFeature\x12\x17\n" +
 	"\x13FEATURE_UNSPECIFIED\x10\x00\x12\x11\n" +
-	"\rFEATURE_CHECK\x10\x01*C\n" +
+	"\rFEATURE_CHECK\x10\x01\x12\x11\n" +
+	"\rFEATURE_RENEW\x10\x02\x12\x12\n" +
+	"\x0eFEATURE_REVOKE\x10\x03\x12\x11\n" +
+	"\rFEATURE_CLOSE\x10\x04*C\n" +
 	"\x05Scope\x12\x15\n" +
 	"\x11SCOPE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSCOPE_IMAGE\x10\x01\x12\x12\n" +
-	"\x0eSCOPE_REGISTRY\x10\x022\xb9\x03\n" +
+	"\x0eSCOPE_REGISTRY\x10\x022\xe5\x05\n" +
 	"\aBackend\x12g\n" +
 	"\bDescribe\x12,.credentialbroker.backend.v1.DescribeRequest\x1a-.credentialbroker.backend.v1.DescribeResponse\x12j\n" +
 	"\tConfigure\x12-.credentialbroker.backend.v1.ConfigureRequest\x1a..credentialbroker.backend.v1.ConfigureResponse\x12y\n" +
 	"\x0eGetCredentials\x122.credentialbroker.backend.v1.GetCredentialsRequest\x1a3.credentialbroker.backend.v1.GetCredentialsResponse\x12^\n" +
-	"\x05Check\x12).credentialbroker.backend.v1.CheckRequest\x1a*.credentialbroker.backend.v1.CheckResponseBKZIgithub.com/credential-broker/credential-broker/proto/backend/v1;backendv1b\x06proto3"
+	"\x05Check\x12).credentialbroker.backend.v1.CheckRequest\x1a*.credentialbroker.backend.v1.CheckResponse\x12g\n" +
+	"\x05Renew\x12).credentialbroker.backend.v1.RenewRequest\x1a3.credentialbroker.backend.v1.GetCredentialsResponse\x12a\n" +
+	"\x06Revoke\x12*.credentialbroker.backend.v1.RevokeRequest\x1a+.credentialbroker.backend.v1.RevokeResponse\x12^\n" +
+	"\x05Close\x12).credentialbroker.backend.v1.CloseRequest\x1a*.credentialbroker.backend.v1.CloseResponseBKZIgithub.com/credential-broker/credential-broker/proto/backend/v1;backendv1b\x06proto3"
 
 var (
 	file_backend_v1_backend_proto_rawDescOnce sync.Once
@@ -868,7 +1213,7 @@ func file_backend_v1_backend_proto_rawDescGZIP() []byte {
 }
 
 var file_backend_v1_backend_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_backend_v1_backend_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_backend_v1_backend_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_backend_v1_backend_proto_goTypes = []any{
 	(Feature)(0),                   // 0: credentialbroker.backend.v1.Feature
 	(Scope)(0),                     // 1: credentialbroker.backend.v1.Scope
@@ -879,41 +1224,59 @@ var file_backend_v1_backend_proto_goTypes = []any{
 	(*ConfigureResponse)(nil),      // 6: credentialbroker.backend.v1.ConfigureResponse
 	(*GetCredentialsRequest)(nil),  // 7: credentialbroker.backend.v1.GetCredentialsRequest
 	(*GetCredentialsResponse)(nil), // 8: credentialbroker.backend.v1.GetCredentialsResponse
-	(*Credential)(nil),             // 9: credentialbroker.backend.v1.Credential
-	(*CheckRequest)(nil),           // 10: credentialbroker.backend.v1.CheckRequest
-	(*CheckResponse)(nil),          // 11: credentialbroker.backend.v1.CheckResponse
-	(*Error)(nil),                  // 12: credentialbroker.backend.v1.Error
-	nil,                            // 13: credentialbroker.backend.v1.GetCredentialsRequest.ServiceAccountAnnotationsEntry
-	nil,                            // 14: credentialbroker.backend.v1.CheckRequest.ServiceAccountAnnotationsEntry
-	(*timestamppb.Timestamp)(nil),  // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
+	(*Span)(nil),                   // 9: credentialbroker.backend.v1.Span
+	(*Credential)(nil),             // 10: credentialbroker.backend.v1.Credential
+	(*CheckRequest)(nil),           // 11: credentialbroker.backend.v1.CheckRequest
+	(*CheckResponse)(nil),          // 12: credentialbroker.backend.v1.CheckResponse
+	(*RenewRequest)(nil),           // 13: credentialbroker.backend.v1.RenewRequest
+	(*RevokeRequest)(nil),          // 14: credentialbroker.backend.v1.RevokeRequest
+	(*RevokeResponse)(nil),         // 15: credentialbroker.backend.v1.RevokeResponse
+	(*CloseRequest)(nil),           // 16: credentialbroker.backend.v1.CloseRequest
+	(*CloseResponse)(nil),          // 17: credentialbroker.backend.v1.CloseResponse
+	(*Error)(nil),                  // 18: credentialbroker.backend.v1.Error
+	nil,                            // 19: credentialbroker.backend.v1.GetCredentialsRequest.ServiceAccountAnnotationsEntry
+	nil,                            // 20: credentialbroker.backend.v1.CheckRequest.ServiceAccountAnnotationsEntry
+	(*timestamppb.Timestamp)(nil),  // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 22: google.protobuf.Duration
 }
 var file_backend_v1_backend_proto_depIdxs = []int32{
 	0,  // 0: credentialbroker.backend.v1.DescribeResponse.features:type_name -> credentialbroker.backend.v1.Feature
-	12, // 1: credentialbroker.backend.v1.ConfigureResponse.errors:type_name -> credentialbroker.backend.v1.Error
-	13, // 2: credentialbroker.backend.v1.GetCredentialsRequest.service_account_annotations:type_name -> credentialbroker.backend.v1.GetCredentialsRequest.ServiceAccountAnnotationsEntry
-	15, // 3: credentialbroker.backend.v1.GetCredentialsRequest.deadline:type_name -> google.protobuf.Timestamp
-	9,  // 4: credentialbroker.backend.v1.GetCredentialsResponse.credentials:type_name -> credentialbroker.backend.v1.Credential
+	18, // 1: credentialbroker.backend.v1.ConfigureResponse.errors:type_name -> credentialbroker.backend.v1.Error
+	19, // 2: credentialbroker.backend.v1.GetCredentialsRequest.service_account_annotations:type_name -> credentialbroker.backend.v1.GetCredentialsRequest.ServiceAccountAnnotationsEntry
+	21, // 3: credentialbroker.backend.v1.GetCredentialsRequest.deadline:type_name -> google.protobuf.Timestamp
+	10, // 4: credentialbroker.backend.v1.GetCredentialsResponse.credentials:type_name -> credentialbroker.backend.v1.Credential
 	1,  // 5: credentialbroker.backend.v1.GetCredentialsResponse.scope:type_name -> credentialbroker.backend.v1.Scope
-	16, // 6: credentialbroker.backend.v1.GetCredentialsResponse.cache_duration:type_name -> google.protobuf.Duration
-	12, // 7: credentialbroker.backend.v1.GetCredentialsResponse.error:type_name -> credentialbroker.backend.v1.Error
-	15, // 8: credentialbroker.backend.v1.Credential.expires:type_name -> google.protobuf.Timestamp
-	14, // 9: credentialbroker.backend.v1.CheckRequest.service_account_annotations:type_name -> credentialbroker.backend.v1.CheckRequest.ServiceAccountAnnotationsEntry
-	12, // 10: credentialbroker.backend.v1.CheckResponse.error:type_name -> credentialbroker.backend.v1.Error
-	2,  // 11: credentialbroker.backend.v1.Error.kind:type_name -> credentialbroker.backend.v1.Error.Kind
-	3,  // 12: credentialbroker.backend.v1.Backend.Describe:input_type -> credentialbroker.backend.v1.DescribeRequest
-	5,  // 13: credentialbroker.backend.v1.Backend.Configure:input_type -> credentialbroker.backend.v1.ConfigureRequest
-	7,  // 14: credentialbroker.backend.v1.Backend.GetCredentials:input_type -> credentialbroker.backend.v1.GetCredentialsRequest
-	10, // 15: credentialbroker.backend.v1.Backend.Check:input_type -> credentialbroker.backend.v1.CheckRequest
-	4,  // 16: credentialbroker.backend.v1.Backend.Describe:output_type -> credentialbroker.backend.v1.DescribeResponse
-	6,  // 17: credentialbroker.backend.v1.Backend.Configure:output_type -> credentialbroker.backend.v1.ConfigureResponse
-	8,  // 18: credentialbroker.backend.v1.Backend.GetCredentials:output_type -> credentialbroker.backend.v1.GetCredentialsResponse
-	11, // 19: credentialbroker.backend.v1.Backend.Check:output_type -> credentialbroker.backend.v1.CheckResponse
-	16, // [16:20] is the sub-list for method output_type
-	12, // [12:16] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	22, // 6: credentialbroker.backend.v1.GetCredentialsResponse.cache_duration:type_name -> google.protobuf.Duration
+	18, // 7: credentialbroker.backend.v1.GetCredentialsResponse.error:type_name -> credentialbroker.backend.v1.Error
+	9,  // 8: credentialbroker.backend.v1.GetCredentialsResponse.spans:type_name -> credentialbroker.backend.v1.Span
+	22, // 9: credentialbroker.backend.v1.Span.start:type_name -> google.protobuf.Duration
+	22, // 10: credentialbroker.backend.v1.Span.took:type_name -> google.protobuf.Duration
+	21, // 11: credentialbroker.backend.v1.Credential.expires:type_name -> google.protobuf.Timestamp
+	20, // 12: credentialbroker.backend.v1.CheckRequest.service_account_annotations:type_name -> credentialbroker.backend.v1.CheckRequest.ServiceAccountAnnotationsEntry
+	18, // 13: credentialbroker.backend.v1.CheckResponse.error:type_name -> credentialbroker.backend.v1.Error
+	7,  // 14: credentialbroker.backend.v1.RenewRequest.request:type_name -> credentialbroker.backend.v1.GetCredentialsRequest
+	18, // 15: credentialbroker.backend.v1.RevokeResponse.error:type_name -> credentialbroker.backend.v1.Error
+	18, // 16: credentialbroker.backend.v1.CloseResponse.error:type_name -> credentialbroker.backend.v1.Error
+	2,  // 17: credentialbroker.backend.v1.Error.kind:type_name -> credentialbroker.backend.v1.Error.Kind
+	3,  // 18: credentialbroker.backend.v1.Backend.Describe:input_type -> credentialbroker.backend.v1.DescribeRequest
+	5,  // 19: credentialbroker.backend.v1.Backend.Configure:input_type -> credentialbroker.backend.v1.ConfigureRequest
+	7,  // 20: credentialbroker.backend.v1.Backend.GetCredentials:input_type -> credentialbroker.backend.v1.GetCredentialsRequest
+	11, // 21: credentialbroker.backend.v1.Backend.Check:input_type -> credentialbroker.backend.v1.CheckRequest
+	13, // 22: credentialbroker.backend.v1.Backend.Renew:input_type -> credentialbroker.backend.v1.RenewRequest
+	14, // 23: credentialbroker.backend.v1.Backend.Revoke:input_type -> credentialbroker.backend.v1.RevokeRequest
+	16, // 24: credentialbroker.backend.v1.Backend.Close:input_type -> credentialbroker.backend.v1.CloseRequest
+	4,  // 25: credentialbroker.backend.v1.Backend.Describe:output_type -> credentialbroker.backend.v1.DescribeResponse
+	6,  // 26: credentialbroker.backend.v1.Backend.Configure:output_type -> credentialbroker.backend.v1.ConfigureResponse
+	8,  // 27: credentialbroker.backend.v1.Backend.GetCredentials:output_type -> credentialbroker.backend.v1.GetCredentialsResponse
+	12, // 28: credentialbroker.backend.v1.Backend.Check:output_type -> credentialbroker.backend.v1.CheckResponse
+	8,  // 29: credentialbroker.backend.v1.Backend.Renew:output_type -> credentialbroker.backend.v1.GetCredentialsResponse
+	15, // 30: credentialbroker.backend.v1.Backend.Revoke:output_type -> credentialbroker.backend.v1.RevokeResponse
+	17, // 31: credentialbroker.backend.v1.Backend.Close:output_type -> credentialbroker.backend.v1.CloseResponse
+	25, // [25:32] is the sub-list for method output_type
+	18, // [18:25] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_backend_v1_backend_proto_init() }
@@ -922,14 +1285,14 @@ func file_backend_v1_backend_proto_init() {
 		return
 	}
 	file_backend_v1_backend_proto_msgTypes[4].OneofWrappers = []any{}
-	file_backend_v1_backend_proto_msgTypes[7].OneofWrappers = []any{}
+	file_backend_v1_backend_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_backend_v1_backend_proto_rawDesc), len(file_backend_v1_backend_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,7 +2,7 @@
 //
 // A backend is an executable that serves this service over gRPC, loaded with hashicorp/go-plugin (core protocol 1, application
 // protocol 1, see handshake.go for the cookie). One backend process serves one configured provider: the broker calls Configure
-// once, then GetCredentials or Check any number of times, at once if it likes.
+// once, then the others any number of times, at once if it likes, and Close at most once at the end.
 //
 // Rules that no message can express:
 //
@@ -13,7 +13,9 @@
 //   - A call's deadline is gRPC's own (the grpc-timeout header); a backend stops working for a call that was cancelled.
 //   - A response is at most 1 MiB and holds at most 1,000 credentials. The broker refuses more.
 //   - Failures of the backend's work are answered in the response's `error`. A gRPC status other than OK means that the backend
-//     itself is broken, and counts as KIND_UNAVAILABLE (except UNIMPLEMENTED from Check, see there).
+//     itself is broken, and counts as KIND_UNAVAILABLE (except UNIMPLEMENTED from a method that only some backends have, see there).
+//   - Any call may carry the gRPC metadata `traceparent` (W3C Trace Context): the trace that this call's work belongs to. A backend may
+//     send it on with its own requests, and needs do nothing with it.
 //
 // Room to grow: fields and methods are only ever added. A broker asks for a later method only if the backend's DescribeResponse
 // names it in `features`; a backend ignores fields it does not know. A change that breaks this is proto/backend/v2, negotiated
@@ -44,6 +46,9 @@ const (
 	Backend_Configure_FullMethodName      = "/credentialbroker.backend.v1.Backend/Configure"
 	Backend_GetCredentials_FullMethodName = "/credentialbroker.backend.v1.Backend/GetCredentials"
 	Backend_Check_FullMethodName          = "/credentialbroker.backend.v1.Backend/Check"
+	Backend_Renew_FullMethodName          = "/credentialbroker.backend.v1.Backend/Renew"
+	Backend_Revoke_FullMethodName         = "/credentialbroker.backend.v1.Backend/Revoke"
+	Backend_Close_FullMethodName          = "/credentialbroker.backend.v1.Backend/Close"
 )
 
 // BackendClient is the client API for Backend service.
@@ -62,6 +67,18 @@ type BackendClient interface {
 	// Check finds out whether GetCredentials could do its job now and, if not, why and what to do. Only called if the backend has
 	// FEATURE_CHECK. Where it turns out that there is nothing to check, the gRPC status UNIMPLEMENTED says so, and is no failure.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckResponse, error)
+	// Renew answers as GetCredentials does, for an answer given before: with the same credentials made to live longer, or with new ones
+	// where that costs less than starting anew. Only called if the backend has FEATURE_RENEW, and only for an answer with a lease. The gRPC
+	// status UNIMPLEMENTED says that there is nothing to renew, and is no failure: the broker then asks GetCredentials.
+	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*GetCredentialsResponse, error)
+	// Revoke ends what an answer lent, a Vault lease say, because an operator had the answer forgotten. Only called if the backend has
+	// FEATURE_REVOKE, and only for an answer with a lease. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no
+	// failure; nor is it one to revoke what has ended already.
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
+	// Close says that the broker is about to end this process in good order: nothing is asked any more, and calls under way are given up.
+	// Only called if the backend has FEATURE_CLOSE, for a bounded time, and never to be relied on: the process is killed afterwards, as one
+	// is that was not asked. The gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
+	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
 }
 
 type backendClient struct {
@@ -112,6 +129,36 @@ func (c *backendClient) Check(ctx context.Context, in *CheckRequest, opts ...grp
 	return out, nil
 }
 
+func (c *backendClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*GetCredentialsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCredentialsResponse)
+	err := c.cc.Invoke(ctx, Backend_Renew_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *backendClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, Backend_Revoke_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *backendClient) Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CloseResponse)
+	err := c.cc.Invoke(ctx, Backend_Close_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BackendServer is the server API for Backend service.
 // All implementations must embed UnimplementedBackendServer
 // for forward compatibility.
@@ -128,6 +175,18 @@ type BackendServer interface {
 	// Check finds out whether GetCredentials could do its job now and, if not, why and what to do. Only called if the backend has
 	// FEATURE_CHECK. Where it turns out that there is nothing to check, the gRPC status UNIMPLEMENTED says so, and is no failure.
 	Check(context.Context, *CheckRequest) (*CheckResponse, error)
+	// Renew answers as GetCredentials does, for an answer given before: with the same credentials made to live longer, or with new ones
+	// where that costs less than starting anew. Only called if the backend has FEATURE_RENEW, and only for an answer with a lease. The gRPC
+	// status UNIMPLEMENTED says that there is nothing to renew, and is no failure: the broker then asks GetCredentials.
+	Renew(context.Context, *RenewRequest) (*GetCredentialsResponse, error)
+	// Revoke ends what an answer lent, a Vault lease say, because an operator had the answer forgotten. Only called if the backend has
+	// FEATURE_REVOKE, and only for an answer with a lease. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no
+	// failure; nor is it one to revoke what has ended already.
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
+	// Close says that the broker is about to end this process in good order: nothing is asked any more, and calls under way are given up.
+	// Only called if the backend has FEATURE_CLOSE, for a bounded time, and never to be relied on: the process is killed afterwards, as one
+	// is that was not asked. The gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
+	Close(context.Context, *CloseRequest) (*CloseResponse, error)
 	mustEmbedUnimplementedBackendServer()
 }
 
@@ -149,6 +208,15 @@ func (UnimplementedBackendServer) GetCredentials(context.Context, *GetCredential
 }
 func (UnimplementedBackendServer) Check(context.Context, *CheckRequest) (*CheckResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedBackendServer) Renew(context.Context, *RenewRequest) (*GetCredentialsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedBackendServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
+}
+func (UnimplementedBackendServer) Close(context.Context, *CloseRequest) (*CloseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Close not implemented")
 }
 func (UnimplementedBackendServer) mustEmbedUnimplementedBackendServer() {}
 func (UnimplementedBackendServer) testEmbeddedByValue()                 {}
@@ -243,6 +311,60 @@ func _Backend_Check_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Backend_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BackendServer).Renew(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Backend_Renew_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BackendServer).Renew(ctx, req.(*RenewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Backend_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BackendServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Backend_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BackendServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Backend_Close_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BackendServer).Close(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Backend_Close_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BackendServer).Close(ctx, req.(*CloseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Backend_ServiceDesc is the grpc.ServiceDesc for Backend service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -265,6 +387,18 @@ var Backend_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Check",
 			Handler:    _Backend_Check_Handler,
+		},
+		{
+			MethodName: "Renew",
+			Handler:    _Backend_Renew_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _Backend_Revoke_Handler,
+		},
+		{
+			MethodName: "Close",
+			Handler:    _Backend_Close_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -17,6 +17,10 @@ const (
 	MaxMessageBytes = 1 << 20
 	// MaxCredentials bounds the credentials of one answer.
 	MaxCredentials = 1000
+	// MaxLeaseBytes bounds the lease of one answer.
+	MaxLeaseBytes = 16 << 10
+	// MaxSpans bounds the spans of one answer.
+	MaxSpans = 100
 )
 
 // Handshake tells a program that it was started as a backend. The cookie is no secret: it only keeps a person who runs a backend by hand from
