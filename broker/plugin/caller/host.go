@@ -96,7 +96,7 @@ func questionOf(request broker.Request) *backendv1.GetCredentialsRequest {
 
 // answerOf is an answer as the broker has it, with the steps on the way to it.
 func answerOf(response *backendv1.GetCredentialsResponse, parts *parts) broker.Answer {
-	answer := broker.Answer{RegistryWide: response.GetScope() == backendv1.Scope_SCOPE_REGISTRY, Parts: parts.done}
+	answer := broker.Answer{RegistryWide: response.GetScope() == backendv1.Scope_SCOPE_REGISTRY, Lease: secret.Secret(response.GetLease()), Parts: parts.done}
 	if d := response.GetCacheDuration(); d != nil {
 		answer.CacheDuration = new(d.AsDuration())
 	}
