@@ -122,11 +122,12 @@ func (in *instance) untilNextLook() time.Duration {
 	k := s.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	next := in.lastAnswer.Add(k.healthInterval)
-	if idle := s.lastUsed.Add(k.idleTimeout); in.users == 0 && idle.Before(next) {
-		next = idle
+	now, used := k.now(), s.lastUsed
+	if in.users > 0 {
+		used = now
 	}
-	return max(next.Sub(k.now()), time.Millisecond)
+	silent, idle := in.lastAnswer.Add(k.healthInterval), used.Add(k.idleTimeout)
+	return max(min(silent.Sub(now), idle.Sub(now)), time.Millisecond)
 }
 
 // look retires a process that is idle, and checks one that has been silent.
