@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,13 +43,20 @@ type kept struct {
 	lastUsed  time.Time
 	lastExit  string
 	lastError string
+
+	looks atomic.Uint64 // at the file
 }
 
 // file is a backend's file as it was at one moment.
 type file struct {
 	path string
 	info fs.FileInfo
+	// When it was looked at, on a clock that counts the beginnings and ends of such looks.
+	from, to uint64
 }
+
+// newer says that this is certainly a later look at the file than the other. Calls look at the same time, and one may come late with what it saw.
+func (f *file) newer(than *file) bool { return f.from > than.to }
 
 // same says that it is still the same file with the same content, as far as the file system tells.
 func (f *file) same(as *file) bool {
@@ -58,6 +66,7 @@ func (f *file) same(as *file) bool {
 
 // look finds the backend's file. A call needs it even where a process runs: a file that has been taken away or exchanged must be seen, as it would be without a Keeper.
 func (s *kept) look() (*file, error) {
+	from := s.looks.Add(1)
 	path, err := s.keeper.find(s.provider.Backend)
 	if err != nil {
 		return nil, err
@@ -66,7 +75,7 @@ func (s *kept) look() (*file, error) {
 	if err != nil {
 		return nil, broker.Errorf(broker.Misconfigured, "backend %q: %w", s.provider.Backend, err)
 	}
-	return &file{path: path, info: info}, nil
+	return &file{path: path, info: info, from: from, to: s.looks.Add(1)}, nil
 }
 
 // once lets ask have the current process.
@@ -101,6 +110,9 @@ func (s *kept) acquire(ctx context.Context, parts *parts) (*instance, error) {
 			}
 			return in, nil
 		}
+		if pause == 0 {
+			continue
+		}
 		end := parts.start("wait")
 		timer := time.NewTimer(pause)
 		select {
@@ -112,7 +124,8 @@ func (s *kept) acquire(ctx context.Context, parts *parts) (*instance, error) {
 	}
 }
 
-// take gives the current process, which may be one that is only being started, for this call (mine) or for another; or no process, and the time for which there will be none.
+// take gives the current process, which may be one that is only being started, for this call (mine) or for another; or no process, and after
+// how long to try again.
 func (s *kept) take(ctx context.Context, file *file) (in *instance, mine bool, pause time.Duration, err error) {
 	k := s.keeper
 	k.mu.Lock()
@@ -121,7 +134,10 @@ func (s *kept) take(ctx context.Context, file *file) (in *instance, mine bool, p
 	case in == nil:
 	case in.hasEndedLocked():
 		in.buryLocked(in.endedBecause(), "") // nobody has noticed yet
-	case !in.file.same(file):
+	case in.file.same(file):
+	case !file.newer(in.file):
+		return nil, false, 0, nil // another call has seen the file later, and started this process from it: look again
+	default:
 		in.retireLocked()
 	}
 	if s.current != nil {
