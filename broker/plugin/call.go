@@ -258,10 +258,12 @@ func (p *Process) callError(ctx context.Context, doing string, err error) *Error
 	case codes.DeadlineExceeded: // gRPC tells the backend the deadline, and its side may notice first
 		awaitEnd(ctx, ownExitGrace)
 	case codes.Unavailable, codes.Canceled: // the connection is gone, and so is the backend, or it will be in a moment
-		p.child.await(ownExitGrace)
+		if ctx.Err() == nil { // else it is the caller who has gone
+			p.child.await(ownExitGrace)
+		}
 	}
 	if ctx.Err() != nil {
-		return timeError(ctx, doing, p.lastWords())
+		return TimeError(ctx, doing, p.lastWords())
 	}
 	if why := p.reason(doing); why != nil {
 		return why
@@ -272,7 +274,19 @@ func (p *Process) callError(ctx context.Context, doing string, err error) *Error
 	case codes.Unimplemented:
 		return errorf(backendv1.Error_KIND_MISCONFIGURED, "the backend cannot %s: it does not serve version %d of the backend protocol: %s", doing, backendv1.ProtocolVersion, p.text(s.Message()))
 	default:
-		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend broke when asked to %s: %s: %s", doing, s.Code(), p.text(s.Message()))
+		why := errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend broke when asked to %s: %s: %s", doing, s.Code(), p.text(s.Message()))
+		why.Gone = p.gone()
+		return why
+	}
+}
+
+// gone says that there is nobody to ask any more. A backend may also say codes.Unavailable in its own words, over a connection that is as good as ever.
+func (p *Process) gone() bool {
+	select {
+	case <-p.child.exited:
+		return true
+	default:
+		return p.conns.broken()
 	}
 }
 
@@ -299,7 +313,7 @@ func (p *Process) startError(ctx context.Context, err error) *Error {
 	var marked *Error
 	switch {
 	case !inTime:
-		return timeError(ctx, "start", p.lastWords())
+		return TimeError(ctx, "start", p.lastWords())
 	case errors.As(err, &marked):
 		return marked
 	case p.child.cmd == nil: // it never came to a process: the directory for its socket
@@ -323,7 +337,9 @@ func (p *Process) reason(doing string) *Error {
 		if doing != "start" {
 			before = "when asked to " + doing
 		}
-		return errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend %s %s%s", ended, before, p.lastWords())
+		why := errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend %s %s%s", ended, before, p.lastWords())
+		why.Gone = true
+		return why
 	}
 	return nil
 }
@@ -335,10 +351,11 @@ func (p *Process) lastWords() string {
 	return "; it printed nothing"
 }
 
-// timeError is for a context that ended before the backend had done what it was asked.
-func timeError(ctx context.Context, doing, lastWords string) *Error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return &Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Err: &because{fmt.Sprintf("the backend did not %s in time%s", doing, lastWords), ctx.Err()}}
+// TimeError is for a context that ended before the backend had done what it was asked.
+func TimeError(ctx context.Context, doing, lastWords string) *Error {
+	// The cause, because a start that several wait for is called off when the last one's time is over, and has no deadline of its own.
+	if err := context.Cause(ctx); errors.Is(err, context.DeadlineExceeded) {
+		return &Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Err: &because{fmt.Sprintf("the backend did not %s in time%s", doing, lastWords), err}}
 	}
 	return &Error{Kind: backendv1.Error_KIND_UNAVAILABLE, Err: &because{fmt.Sprintf("given up before the backend could %s%s", doing, lastWords), ctx.Err()}}
 }

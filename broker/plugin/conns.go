@@ -2,11 +2,13 @@ package plugin
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
@@ -38,6 +40,13 @@ func (c *conns) keep(conn *grpc.ClientConn) bool {
 	}
 	c.seen = append(c.seen, conn)
 	return true
+}
+
+// broken says that a connection has been lost or closed.
+func (c *conns) broken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed || slices.ContainsFunc(c.seen, func(conn *grpc.ClientConn) bool { return conn.GetState() != connectivity.Ready })
 }
 
 func (c *conns) close() {

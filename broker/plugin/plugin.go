@@ -100,7 +100,7 @@ func (s *Spec) trace(step string, began time.Time) {
 
 func start(ctx context.Context, rt *Runtime, spec Spec) (*Process, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, timeError(ctx, "start", "")
+		return nil, TimeError(ctx, "start", "")
 	}
 	account, err := lookUp(spec.User)
 	if err != nil {
@@ -183,6 +183,7 @@ func (p *Process) dialOptions() []grpc.DialOption {
 		grpc.WithChainStreamInterceptor(p.conns.intercept),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),
+		grpc.WithIdleTimeout(0), // a backend may be kept running, and need not expect a second connection
 	}
 }
 
@@ -203,6 +204,9 @@ func (*service) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, conn *grpc
 
 // PID is the process id of the backend.
 func (p *Process) PID() int { return p.child.pid() }
+
+// Exit says how a process ended that this side did not kill: "exited with status 2", "ended by signal: killed". Empty if it runs, or was killed by this side.
+func (p *Process) Exit() string { return p.child.ended() }
 
 // Redact keeps further secrets out of what is logged and reported of this backend, for as long as it lives. What passes through its calls needs no mention.
 func (p *Process) Redact(secrets ...string) { p.output.secrets.add(secrets...) }
@@ -255,7 +259,9 @@ type Error struct {
 	Kind backendv1.Error_Kind
 	// Field is the path of the setting within the provider's `config` that is wrong; empty where none is to blame.
 	Field string
-	Err   error
+	// Gone says that the process has ended, or the connection to it: what was asked may not have been done, and another process may do it.
+	Gone bool
+	Err  error
 }
 
 func (e *Error) Error() string { return e.Err.Error() }

@@ -23,8 +23,8 @@ func TestBaseDirs(t *testing.T) {
 		getenv func(string) string
 		want   string
 	}{
-		"root":                       {0, env("XDG_RUNTIME_DIR=/run/user/0"), "/run/credential-broker /tmp/credential-broker-0 /dev/shm/credential-broker-0 /var/tmp/credential-broker-0"},
-		"root with TMPDIR":           {0, env("TMPDIR=/t"), "/run/credential-broker /t/credential-broker-0 /tmp/credential-broker-0 /dev/shm/credential-broker-0 /var/tmp/credential-broker-0"},
+		"root":                       {0, env("XDG_RUNTIME_DIR=/run/user/0"), "/run/credential-backends /tmp/credential-broker-0 /dev/shm/credential-broker-0 /var/tmp/credential-broker-0"},
+		"root with TMPDIR":           {0, env("TMPDIR=/t"), "/run/credential-backends /t/credential-broker-0 /tmp/credential-broker-0 /dev/shm/credential-broker-0 /var/tmp/credential-broker-0"},
 		"a user in a session":        {7, env("XDG_RUNTIME_DIR=/run/user/7"), "/run/user/7/credential-broker /tmp/credential-broker-7 /dev/shm/credential-broker-7 /var/tmp/credential-broker-7"},
 		"a user with nothing":        {7, env(), "/tmp/credential-broker-7 /dev/shm/credential-broker-7 /var/tmp/credential-broker-7"},
 		"relative paths are ignored": {7, env("TMPDIR=t", "XDG_RUNTIME_DIR=x"), "/tmp/credential-broker-7 /dev/shm/credential-broker-7 /var/tmp/credential-broker-7"},

@@ -16,14 +16,14 @@ import (
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
-// baseDirs are the directories to work in, best first: for root /run/credential-broker; for others that of the login session, then the usual
-// places for temporary files, memory first on the way to the disk.
+// baseDirs are the directories to work in, best first: for root /run/credential-backends, since others must be able to cross it, which is not so of /run/credential-broker, where the agent's
+// socket is; for others that of the login session, then the usual places for temporary files, memory first on the way to the disk.
 func baseDirs(euid int, getenv func(string) string) []string {
 	const name = "credential-broker"
 	own := name + "-" + strconv.Itoa(euid)
 	var dirs []string
 	if euid == 0 {
-		dirs = append(dirs, filepath.Join("/run", name))
+		dirs = append(dirs, "/run/credential-backends")
 	} else if session := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(session) {
 		dirs = append(dirs, filepath.Join(session, name))
 	}

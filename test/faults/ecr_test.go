@@ -494,7 +494,7 @@ func TestNoSecretOfECRIsInWhatOtherProcessesCanSee(t *testing.T) {
 	if isRoot() && (broker != 1 || backends != 2 || programs != 2) { // others may not read these environments
 		t.Errorf("the secrets' owners show them in %d brokers, %d backends and %d programs, want 1, 2 and 2: does this test see?", broker, backends, programs)
 	}
-	for _, directory := range []string{r.tmp, "/run/credential-broker"} {
+	for _, directory := range []string{r.tmp, "/run/credential-backends"} {
 		for path, text := range contents(directory) {
 			if seen := r.found(text); len(seen) > 0 {
 				t.Errorf("%s holds %v", path, seen)

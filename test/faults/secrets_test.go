@@ -186,7 +186,7 @@ func (a *aviary) clean(o outcome, response bool) {
 			a.Errorf("%s holds %s", what, strings.Join(seen, "\n  and "))
 		}
 	}
-	for _, directory := range []string{a.dir, a.tmp, "/run/credential-broker"} {
+	for _, directory := range []string{a.dir, a.tmp, "/run/credential-backends"} {
 		for path, text := range contents(directory) {
 			if slices.Contains(a.planted, path) {
 				continue
@@ -490,7 +490,7 @@ func TestNoSecretIsInWhatOtherProcessesCanSee(t *testing.T) {
 				t.Errorf("%s shows %v", what, seen)
 			}
 		}
-		for _, directory := range []string{a.tmp, "/run/credential-broker"} {
+		for _, directory := range []string{a.tmp, "/run/credential-backends"} {
 			for path, text := range contents(directory) {
 				if seen := a.found(text); len(seen) > 0 {
 					t.Errorf("%s holds %v", path, seen)

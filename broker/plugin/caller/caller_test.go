@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,10 +39,21 @@ import (
 const asBackend = "TEST_BACKEND"
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(asKeeper); dir != "" {
+		keeperMain(dir)
+		return
+	}
 	if mode := os.Getenv(asBackend); mode == "old" {
 		serveOld()
 		return
 	} else if mode != "" {
+		if pids := os.Getenv("PIDS"); pids != "" {
+			_ = os.WriteFile(filepath.Join(pids, strconv.Itoa(os.Getpid())), nil, 0o600)
+		}
+		if mode == "crashes" {
+			fmt.Fprintln(os.Stderr, "no luck today")
+			os.Exit(7)
+		}
 		fmt.Fprintf(os.Stderr, `{"level":"INFO","msg":"backend %s"}`+"\n", mode)
 		goplugin.Serve(&goplugin.ServeConfig{
 			HandshakeConfig: backendv1.Handshake, GRPCServer: goplugin.DefaultGRPCServer, Logger: hclog.NewNullLogger(),
@@ -71,6 +84,7 @@ type backend struct {
 	backendv1.UnimplementedBackendServer
 	mode     string
 	settings string
+	asked    bool
 }
 
 func (b *backend) Describe(context.Context, *backendv1.DescribeRequest) (*backendv1.DescribeResponse, error) {
@@ -100,6 +114,18 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 		}, nil
 	case "hangs":
 		select {}
+	case "hangs up once":
+		if strings.HasSuffix(r.GetImage(), "/hang-up") && b.asked {
+			b.hangUp()
+			select {}
+		}
+		b.asked = true
+		return b.tell(r), nil
+	case "slow":
+		<-time.After(300 * time.Millisecond)
+		return b.tell(r), nil
+	case "kept":
+		return b.tell(r), nil
 	}
 	token := "absent"
 	if r.ServiceAccountToken != nil {
@@ -119,6 +145,26 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 			{Key: "registry.example/b", Username: "u", Password: "p2"},
 		},
 	}, nil
+}
+
+// tell answers with what keeping.ask reads.
+func (b *backend) tell(r *backendv1.GetCredentialsRequest) *backendv1.GetCredentialsResponse {
+	mark := os.Getenv("MARK")
+	if mark == "" {
+		mark = "none"
+	}
+	return &backendv1.GetCredentialsResponse{Credentials: []*backendv1.Credential{
+		{Key: "registry.example", Username: fmt.Sprintf("mark=%s pid=%d image=%s", mark, os.Getpid(), r.GetImage()), Password: "p1"},
+	}}
+}
+
+// hangUp closes every socket of this process, and leaves it running.
+func (b *backend) hangUp() {
+	for fd := 3; fd < 100; fd++ {
+		if _, err := syscall.Getpeername(fd); err == nil {
+			_ = syscall.Shutdown(fd, syscall.SHUT_RDWR)
+		}
+	}
 }
 
 func (b *backend) Check(ctx context.Context, r *backendv1.CheckRequest) (*backendv1.CheckResponse, error) {
