@@ -46,14 +46,14 @@ type Note struct {
 	Warning bool
 }
 
-const (
-	// expiryMarginMin and expiryMarginMax bound the margin that is kept between the end of a cached answer and a credential's expiry: a tenth of what is left. The pull
-	// begins after the kubelet took the answer from its cache, and a large image may ask the registry for a new token some minutes into the pull.
-	expiryMarginMin = 30 * time.Second
-	expiryMarginMax = 5 * time.Minute
-	// lastingFailureCache is the longest that an answer is cached while a provider is refused or misconfigured.
-	lastingFailureCache = time.Minute
-)
+// lastingFailureCache is the longest that an answer is cached while a provider is refused or misconfigured.
+const lastingFailureCache = time.Minute
+
+// ExpiryMargin is how long before its expiry a credential is no longer answered from a cache, when so much is left of its life: a tenth of it, at least 30 s and at most 5 min. The pull
+// begins after the kubelet took the answer from its cache, and a large image may ask the registry for a new token some minutes into the pull.
+func ExpiryMargin(left time.Duration) time.Duration {
+	return min(max(left/10, 30*time.Second), 5*time.Minute)
+}
 
 // Merging is what Merge needs to know besides the slots.
 type Merging struct {
@@ -316,7 +316,7 @@ func cacheDuration(m Merging, slots []Slot) time.Duration {
 			if !credential.Expires.IsZero() {
 				said = true
 				left := credential.Expires.Sub(m.Now)
-				shorten(left - min(max(left/10, expiryMarginMin), expiryMarginMax))
+				shorten(left - ExpiryMargin(left))
 			}
 		}
 		switch {
