@@ -1,29 +1,33 @@
+// Fleet simulates a fleet of nodes that want credentials of ECR, and prints the tables of docs/fleet.md.
 package main
 
 import (
+	"flag"
 	"fmt"
-	"slices"
-	"time"
-
-	"github.com/credential-broker/credential-broker/test/fleet/simulation"
+	"os"
 )
 
 func main() {
-	for _, apis := range []int{4, 1} {
-		for _, p := range []simulation.Provider{0, 1, 2} {
-			t := time.Now()
-			r := simulation.Run(simulation.Config{Seed: 1, Provider: p, Agent: simulation.DefaultAgent(), Nodes: 5000, Images: 30, Registries: 4, APIs: apis, Spread: 5 * time.Second})
-			var c, d []time.Duration
-			f := 0
-			for _, p := range r.Pulls {
-				c = append(c, p.Credential-p.Wanted)
-				d = append(d, p.Pulled-p.Wanted)
-				f += p.Failures
-			}
-			slices.Sort(c)
-			slices.Sort(d)
-			n := len(c)
-			fmt.Println(apis, p, r.Total, r.Events, "cred", c[n/2], c[n*99/100], c[n-1], "pulled", d[n/2], d[n*99/100], d[n-1], f, time.Since(t))
+	f := documented
+	flag.Uint64Var(&f.seed, "seed", f.seed, "of everything random")
+	flag.IntVar(&f.nodes, "nodes", f.nodes, "how many nodes")
+	flag.IntVar(&f.images, "images", f.images, "how many images each of them wants when it starts")
+	flag.IntVar(&f.registries, "registries", f.registries, "from how many registries")
+	picture := flag.String("picture", "", "write the picture to this `file` (SVG)")
+	flag.Parse()
+
+	s := newScenarios(f)
+	s.run()
+	for _, t := range s.tables() {
+		fmt.Printf("%s\n\n%s\n", t.name, t)
+	}
+	if *picture != "" {
+		if err := os.WriteFile(*picture, []byte(s.picture()), 0o644); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
 		}
 	}
 }
+
+// documented is the fleet of docs/fleet.md.
+var documented = fleet{seed: 1, nodes: 5000, images: 30, registries: 4}

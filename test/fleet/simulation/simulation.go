@@ -39,7 +39,7 @@ type Config struct {
 	Churn float64
 	// Outages are the times in which no API answers (the registries do).
 	Outages []Window
-	// Upgrades are the times at which the agents of all nodes are replaced within a minute.
+	// Upgrades are the times at which the agents of all nodes, if they have any, are replaced within a minute.
 	Upgrades []time.Duration
 	// HandOver: an agent's successor takes over what it holds.
 	HandOver bool
@@ -147,6 +147,9 @@ func (r *run) begin() {
 			r.at(start+r.untilChurn(), nodeChurn, node)
 		}
 		for _, t := range r.Upgrades {
+			if r.Provider != Agents {
+				break
+			}
 			r.at(t+scale(time.Minute, r.random.Float64()), upgrade, node)
 		}
 		for _, t := range r.Rollouts {
