@@ -23,6 +23,14 @@ func (c *Config) ForAudience(audience *string) []*Provider {
 	return out
 }
 
+// NobodyOf words that ForAudience gives nobody, which is odd and no error: there may come some provider of that audience.
+func NobodyOf(audience string) string {
+	if audience == "" {
+		return `--audience "": every provider has tokenAttributes, so none takes part; print the kubelet's entries anew with kubelet-config`
+	}
+	return fmt.Sprintf("--audience %q: no provider has this serviceAccountTokenAudience, so none takes part; correct it, or print the kubelet's entries anew with kubelet-config", audience)
+}
+
 // audience is empty without tokenAttributes; an audience never is.
 func (p *Provider) audience() string {
 	if p.TokenAttributes == nil {

@@ -31,6 +31,9 @@ func wrongPath(s string) string {
 // maxSocketPath is what sockaddr_un holds on Linux, less its closing NUL, in bytes.
 const maxSocketPath = 107
 
+// WrongSocket says what is wrong with a path as that of the agent's socket, and what to do; nothing if it is in order.
+func WrongSocket(path string) string { return wrongSocket(path) }
+
 func wrongSocket(s string) string {
 	if message := wrongPath(s); message != "" {
 		return message

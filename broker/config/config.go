@@ -59,6 +59,28 @@ type Config struct {
 	Warnings Problems
 
 	places map[string]entryPlace // by provider
+	// cacheBoundSaid: maxCacheDuration stands in the configuration, be it empty.
+	cacheBoundSaid bool
+}
+
+// SetAgent says where the agent is, whatever the configuration says: empty for no agent. Where the configuration has no maxCacheDuration, that decides the default one.
+func (c *Config) SetAgent(socket string) {
+	c.Agent.Socket = socket
+	c.setDefaultBound(socket != "")
+}
+
+// ServedByAgent says that an agent uses this configuration, wherever its socket is: see SetAgent.
+func (c *Config) ServedByAgent() { c.setDefaultBound(true) }
+
+func (c *Config) setDefaultBound(withAgent bool) {
+	if c.cacheBoundSaid {
+		return
+	}
+	c.MaxCacheDuration = nil
+	if withAgent {
+		bound := DefaultMaxCacheDurationWithAgent
+		c.MaxCacheDuration = &bound
+	}
 }
 
 // Log is where the broker's log goes besides standard error and the journal.

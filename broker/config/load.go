@@ -194,10 +194,8 @@ func (l *loader) finish() (*Config, Problems) {
 		}
 		return c, l.problems
 	}
-	if c.MaxCacheDuration == nil && c.Agent.Socket != "" && l.seen["maxCacheDuration"] == "" {
-		d := DefaultMaxCacheDurationWithAgent
-		c.MaxCacheDuration = &d
-	}
+	c.cacheBoundSaid = l.seen["maxCacheDuration"] != ""
+	c.SetAgent(c.Agent.Socket)
 	l.crossWarnings()
 	c.Warnings.sortWithin(c.Sources)
 	return c, nil
