@@ -42,6 +42,8 @@ type Answer struct {
 	CacheDuration *time.Duration
 	// Lease is what the backend needs to renew or revoke this answer; empty where it said nothing. It never leaves the broker.
 	Lease secret.Secret
+	// Held says that nobody was asked for it: a long-lived Caller had it in memory.
+	Held bool
 	// Parts are the steps that the answer took, for people who look for the slow one. Filled in for failures too.
 	Parts []Part
 }

@@ -41,6 +41,32 @@ type Result struct {
 	Took     time.Duration
 }
 
+// Outcome is how a request ended, in the words that logs and metrics use.
+type Outcome string
+
+// The outcomes.
+const (
+	OutcomeCredentials   Outcome = "credentials"
+	OutcomeNoCredentials Outcome = "no credentials"      // from providers that match
+	OutcomeNoProvider    Outcome = "no provider matches" // so no credentials either
+	OutcomeFailed        Outcome = "failed"
+	OutcomeInvalid       Outcome = "invalid request" // it never came to Resolve
+)
+
+// Outcome is the outcome of a request that Resolve gave the result and the error for.
+func (r Result) Outcome(err error) Outcome {
+	switch {
+	case err != nil:
+		return OutcomeFailed
+	case len(r.Slots) == 0:
+		return OutcomeNoProvider
+	case len(r.Response.Auth) == 0:
+		return OutcomeNoCredentials
+	default:
+		return OutcomeCredentials
+	}
+}
+
 // Resolve is the main job: route the image, ask the providers that match, merge what they say. The error is a *Failure; the Result is filled in
 // with it too.
 func (b *Broker) Resolve(ctx context.Context, request Request) (Result, error) {
@@ -88,24 +114,18 @@ func (b *Broker) report(ctx context.Context, request Request, result Result, err
 		}
 		b.Log.Log(ctx, level, note.Text, "provider", note.Provider, "image", request.Image)
 	}
-	var asked []string
+	var asked, held []string
 	for _, slot := range result.Slots {
 		asked = append(asked, slot.Provider.Name)
+		if slot.Answer.Held && slot.Err == nil {
+			held = append(held, slot.Provider.Name)
+		}
 		if slot.Err != nil {
 			b.Log.WarnContext(ctx, "provider failed", "provider", slot.Provider.Name, "image", request.Image,
 				"kind", KindOf(slot.Err).String(), "reason", oneLine(slot.Err), "ms", slot.Took.Milliseconds())
 		}
 	}
-	outcome := "credentials"
-	switch {
-	case err != nil:
-		outcome = "failed"
-	case len(asked) == 0:
-		outcome = "no provider matches"
-	case len(result.Response.Auth) == 0:
-		outcome = "no credentials"
-	}
-	b.Log.InfoContext(ctx, "request", "image", request.Image, "providers", strings.Join(asked, ","), "outcome", outcome,
-		"keys", len(result.Response.Auth), "cacheKeyType", string(result.Response.CacheKeyType),
+	b.Log.InfoContext(ctx, "request", "image", request.Image, "providers", strings.Join(asked, ","), "held", strings.Join(held, ","),
+		"outcome", string(result.Outcome(err)), "keys", len(result.Response.Auth), "cacheKeyType", string(result.Response.CacheKeyType),
 		"cacheDuration", result.Response.CacheDuration.String(), "ms", result.Took.Milliseconds())
 }

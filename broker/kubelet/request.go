@@ -110,3 +110,14 @@ func describe(err error, data []byte) error {
 		return fmt.Errorf("%s has a value of the wrong type", wrong.Field)
 	}
 }
+
+// WriteRequest writes a request as the kubelet does, in version v1.
+func WriteRequest(r broker.Request) ([]byte, error) {
+	return json.Marshal(struct {
+		APIVersion  string            `json:"apiVersion"`
+		Kind        string            `json:"kind"`
+		Image       string            `json:"image"`
+		Token       string            `json:"serviceAccountToken,omitempty"`
+		Annotations map[string]string `json:"serviceAccountAnnotations,omitempty"`
+	}{V1, requestKind, r.Image, string(r.Token), r.Annotations})
+}
