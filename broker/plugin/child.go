@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
+	"github.com/credential-broker/credential-broker/proto/peer"
 )
 
 // child is the backend's process. It implements go-plugin's runner.Runner, because the library's own gives the backend this process's standard input, waits for its
@@ -408,7 +409,7 @@ func (c *child) dial(ctx context.Context, _ string) (net.Conn, error) {
 		return nil, err
 	}
 	if unix, ok := conn.(*net.UnixConn); ok {
-		uid, known, err := peerUID(unix)
+		uid, known, err := peer.UID(unix)
 		if err == nil && known && uid != c.uid() {
 			err = fmt.Errorf("user %d listens on the backend's socket, not %d", uid, c.uid())
 		}

@@ -1,7 +1,6 @@
 package plugin
 
 import (
-	"net"
 	"runtime"
 	"syscall"
 
@@ -33,21 +32,4 @@ func awaitExit(pid int) bool {
 // markAll marks all descriptors from the first on as not to be inherited (Linux 5.11).
 func markAll(first uint) bool {
 	return unix.CloseRange(first, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC) == nil
-}
-
-// peerUID is the user of the process that listens on the other end.
-func peerUID(conn *net.UnixConn) (uid int, known bool, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, false, err
-	}
-	var peer *unix.Ucred
-	var peerErr error
-	if err := raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return 0, false, err
-	}
-	if peerErr != nil {
-		return 0, false, peerErr
-	}
-	return int(peer.Uid), true, nil
 }
