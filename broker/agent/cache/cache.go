@@ -256,6 +256,7 @@ func (c *Cache) hit(q *caller, i *item, now time.Time) step {
 	c.store.use(i)
 	c.use(q, i, now)
 	answer = countDown(answer, q.provider, i.answer.life, now)
+	answer.Held = true
 	answer.Parts = []broker.Part{{Name: "cache", Took: time.Since(q.began)}}
 	return step{answer: answer}
 }

@@ -1,0 +1,612 @@
+//go:build unix
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/credential-broker/credential-broker/broker"
+	"github.com/credential-broker/credential-broker/broker/agent/fast"
+	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/kubelet"
+	"github.com/credential-broker/credential-broker/proto/secret"
+)
+
+// fakeBackends answer with a password that says which provider was asked, by which configuration, and for what.
+type fakeBackends struct {
+	dir string
+
+	mu       sync.Mutex
+	calls    []string
+	retained []string
+	closed   bool
+	// hold, if set, is what a call waits for; entered hears of each call, left of each that its context ended.
+	hold, entered, left chan struct{}
+	fail                error
+}
+
+func (f *fakeBackends) Call(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+	f.mu.Lock()
+	f.calls = append(f.calls, p.Name+" "+r.Image)
+	closed, hold, fail := f.closed, f.hold, f.fail
+	f.mu.Unlock()
+	if closed {
+		return broker.Answer{}, errors.New("closed")
+	}
+	if f.entered != nil {
+		f.entered <- struct{}{}
+	}
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			if f.left != nil {
+				f.left <- struct{}{}
+			}
+			return broker.Answer{}, ctx.Err()
+		}
+	}
+	if fail != nil {
+		return broker.Answer{}, fail
+	}
+	host, _, _ := strings.Cut(r.Image, "/")
+	return broker.Answer{RegistryWide: true, Credentials: []broker.Credential{{Key: host, Username: p.Name, Password: secret.Secret(f.dir + "|" + string(p.Config))}}}, nil
+}
+
+func (f *fakeBackends) Renew(ctx context.Context, p *config.Provider, r broker.Request, _ secret.Secret) (broker.Answer, error) {
+	return f.Call(ctx, p, r)
+}
+
+func (f *fakeBackends) Revoke(context.Context, *config.Provider, secret.Secret) error { return nil }
+
+func (f *fakeBackends) Retain(providers []*config.Provider) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.retained = nil
+	for _, p := range providers {
+		f.retained = append(f.retained, p.Name)
+	}
+}
+
+func (f *fakeBackends) Status() []Backend { return []Backend{{Provider: "one", PID: 7, Path: f.dir}} }
+
+func (f *fakeBackends) Close(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	return nil
+}
+
+func (f *fakeBackends) asked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
+}
+
+func (f *fakeBackends) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+// served is an agent that serves, with what it is made of.
+type served struct {
+	*testing.T
+	*Agent
+	dir    string
+	socket string
+	log    *bytes.Buffer
+	logMu  sync.Mutex
+
+	mu   sync.Mutex
+	made []*fakeBackends
+	// next is what the next backends are like.
+	next fakeBackends
+	// stranger: the agent is of another user than the test.
+	stranger bool
+}
+
+const header = "apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\n"
+
+// one is a configuration with one provider, whose answers tell its settings.
+func one(settings string) string {
+	return header + "providers:\n- {name: one, matchImages: [registry.example], defaultCacheDuration: 1h, config: {say: " + settings + "}}\n"
+}
+
+func (s *served) path() string { return filepath.Join(s.dir, "config.yaml") }
+
+// write puts a configuration in place as a whole.
+func (s *served) write(path, text string) {
+	s.Helper()
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		s.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (s *served) backends(i int) *fakeBackends {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.made[i]
+}
+
+func (s *served) logged() string {
+	s.logMu.Lock()
+	defer s.logMu.Unlock()
+	return s.log.String()
+}
+
+type lockedWriter struct{ s *served }
+
+func (w lockedWriter) Write(b []byte) (int, error) {
+	w.s.logMu.Lock()
+	defer w.s.logMu.Unlock()
+	return w.s.log.Write(b)
+}
+
+func prepare(t *testing.T) *served {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cb-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return &served{T: t, dir: dir, socket: filepath.Join(dir, "run", "agent.sock"), log: &bytes.Buffer{}}
+}
+
+func (s *served) options() Options {
+	return Options{
+		Load: func(path, backendDir string) (*config.Config, error) {
+			cfg, err := config.Load(path)
+			if err == nil && backendDir != "" {
+				cfg.BackendDir = backendDir
+			}
+			return cfg, err
+		},
+		Paths: func(path string) []string { return []string{path} },
+		Backends: func(dir string, _ *slog.Logger) Backends {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			f := &fakeBackends{dir: dir, hold: s.next.hold, entered: s.next.entered, left: s.next.left, fail: s.next.fail}
+			s.made = append(s.made, f)
+			return f
+		},
+		Log:      func(config.Log) *slog.Logger { return slog.New(slog.NewTextHandler(lockedWriter{s}, nil)) },
+		Complain: func(err error) []byte { return []byte("complaint: " + err.Error() + "\n") },
+		Describe: func(r broker.Request, _ broker.Result, _ error, show bool) ([]byte, error) {
+			return json.Marshal(map[string]any{"image": r.Image, "show": show})
+		},
+		Version: "test",
+	}
+}
+
+// begin makes the agent and serves, until the test ends.
+func (s *served) begin() *served {
+	s.Helper()
+	a, err := New(s.options(), s.path(), "")
+	if err != nil {
+		s.Fatal(err)
+	}
+	socket, err := Listen(s.socket)
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Agent = a
+	if s.stranger {
+		a.uid++
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Serve(ctx, socket.Listener) }()
+	s.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.Error(err)
+		}
+		socket.Remove()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := errors.Join(a.Wait(ctx), a.Close(ctx)); err != nil {
+			s.Error(err)
+		}
+	})
+	return s
+}
+
+func serving(t *testing.T, configuration string) *served {
+	t.Helper()
+	s := prepare(t)
+	s.write(s.path(), configuration)
+	return s.begin()
+}
+
+const anImage = "registry.example/team/app"
+
+func body(image string) []byte {
+	return []byte(`{"apiVersion":"` + kubelet.V1 + `","kind":"CredentialProviderRequest","image":"` + image + `"}`)
+}
+
+// resolve asks as the exec plugin does.
+func (s *served) resolve(r fast.Request) fast.Reply {
+	s.Helper()
+	if r.Operation == 0 {
+		r.Operation = fast.Resolve
+	}
+	if r.Config == "" {
+		r.Config = s.path()
+	}
+	if r.Body == nil {
+		r.Body = body(anImage)
+	}
+	reply, reason, _ := fast.Ask(s.socket, r)
+	if reason != "" {
+		s.Fatalf("the agent did not answer: %s", reason)
+	}
+	return reply
+}
+
+// password is what a reply has for registry.example.
+func (s *served) password(reply fast.Reply) string {
+	s.Helper()
+	response, err := kubelet.DecodeResponse(kubelet.V1, reply.Stdout)
+	if err != nil || reply.Status != 0 {
+		s.Fatalf("status %d, stderr %q: %v", reply.Status, reply.Stderr, err)
+	}
+	return string(response.Auth["registry.example"].Password)
+}
+
+// eventually polls.
+func (s *served) eventually(what string, condition func() bool) {
+	s.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(time.Minute)
+	for !condition() {
+		if time.Now().After(deadline) {
+			s.Fatalf("it did not come about: %s; log:\n%s", what, s.logged())
+		}
+		<-tick.C
+	}
+}
+
+func TestTheAgentAnswersAsTheExecPluginWould(t *testing.T) {
+	s := serving(t, one("a"))
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"a"}` {
+		t.Errorf("password %q", got)
+	}
+	for name, c := range map[string]struct {
+		request fast.Request
+		stderr  string
+	}{
+		"nonsense":              {fast.Request{Body: []byte("nonsense")}, "complaint: request: not JSON"},
+		"a configuration gone":  {fast.Request{Config: filepath.Join(s.dir, "none.yaml")}, "complaint: " + s.dir + "/none.yaml"},
+		"get, but no request":   {fast.Request{Operation: fast.Get}, "complaint: request"},
+		"forget, in no words":   {fast.Request{Operation: fast.Forget, Body: []byte("x")}, "complaint: the agent was asked in words that it does not know"},
+		"get, in no words":      {fast.Request{Operation: fast.Get, Body: []byte("x")}, "complaint: the agent was asked in words that it does not know"},
+		"a request of no image": {fast.Request{Body: []byte(`{"apiVersion":"` + kubelet.V1 + `","kind":"CredentialProviderRequest"}`)}, "complaint: request"},
+	} {
+		reply := s.resolve(c.request)
+		if reply.Status != 1 || len(reply.Stdout) > 0 || !strings.HasPrefix(string(reply.Stderr), c.stderr) {
+			t.Errorf("%s: status %d, stdout %q, stderr %q; want 1, nothing, %q…", name, reply.Status, reply.Stdout, reply.Stderr, c.stderr)
+		}
+	}
+}
+
+func TestAnAudienceThatNobodyHasIsNoError(t *testing.T) {
+	s := serving(t, one("a"))
+	reply := s.resolve(fast.Request{HasAudience: true, Audience: "other"})
+	response, err := kubelet.DecodeResponse(kubelet.V1, reply.Stdout)
+	if err != nil || len(response.Auth) > 0 || s.backends(0).asked() > 0 {
+		t.Errorf("%+v, %v, %d calls", response, err, s.backends(0).asked())
+	}
+	if !strings.Contains(s.logged(), "no provider has this serviceAccountTokenAudience") {
+		t.Errorf("the log does not say it:\n%s", s.logged())
+	}
+}
+
+func TestWhatTheAgentDoesNotKnowItLeavesToTheAsker(t *testing.T) {
+	s := serving(t, one("a"))
+	_, reason, absent := fast.Ask(s.socket, fast.Request{Operation: 99, Config: s.path()})
+	if !strings.Contains(reason, "operation 99") || absent {
+		t.Errorf("reason %q, absent %t", reason, absent)
+	}
+}
+
+func TestAnotherUsersRequestIsNotHeard(t *testing.T) {
+	s := prepare(t)
+	s.write(s.path(), one("a"))
+	s.stranger = true
+	s.begin()
+	_, reason, absent := fast.Ask(s.socket, fast.Request{Operation: fast.Resolve, Config: s.path(), Body: body(anImage)})
+	if reason == "" || absent {
+		t.Errorf("the request was answered, or nobody seemed to be there: %q, %t", reason, absent)
+	}
+	if s.backends(0).asked() != 0 {
+		t.Error("a backend was asked")
+	}
+	s.eventually("the log says it", func() bool { return strings.Contains(s.logged(), "somebody else's request was not heard") })
+}
+
+func TestAChangeHoldsFromTheNextRequestOn(t *testing.T) {
+	s := serving(t, one("first"))
+	s.password(s.resolve(fast.Request{}))
+	for i := range 20 {
+		want := fmt.Sprintf("g%02d", i) // of one length, and written within one tick of the file system's clock
+		s.write(s.path(), one(want))
+		if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"`+want+`"}` {
+			t.Fatalf("after the change to %s: %s", want, got)
+		}
+	}
+	if err := os.WriteFile(s.path(), []byte(one("in place")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"in place"}` {
+		t.Errorf("after a change in place: %s", got)
+	}
+}
+
+func TestABrokenConfigurationIsRefusedAndTheOldOneServesOn(t *testing.T) {
+	s := serving(t, one("good"))
+	s.password(s.resolve(fast.Request{}))
+	s.write(s.path(), header+"providers: [{name: one}]\n")
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"good"}` {
+		t.Errorf("password %q", got)
+	}
+	if c := s.Status().Configurations[0]; !strings.Contains(c.Refused, "matchImages: is missing") {
+		t.Errorf("the status does not say it: %q", c.Refused)
+	}
+	if got := strings.Count(s.logged(), "broken: the one before serves on"); got != 1 {
+		t.Errorf("it was logged %d times, want once:\n%s", got, s.logged())
+	}
+	for range 3 {
+		s.resolve(fast.Request{})
+	}
+	if got := strings.Count(s.logged(), "broken: the one before serves on"); got != 1 {
+		t.Errorf("it was logged %d times, want once", got)
+	}
+	if err := os.Remove(s.path()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"good"}` {
+		t.Errorf("without the file: %q", got)
+	}
+	s.write(s.path(), one("mended"))
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"mended"}` {
+		t.Errorf("password %q", got)
+	}
+	if c := s.Status().Configurations[0]; c.Refused != "" || c.Reloads != 1 {
+		t.Errorf("refused %q, %d reloads", c.Refused, c.Reloads)
+	}
+}
+
+func TestAnAgentDoesNotStartWithABrokenConfiguration(t *testing.T) {
+	s := prepare(t)
+	s.write(s.path(), header+"providers: [{name: one}]\n")
+	if _, err := New(s.options(), s.path(), ""); err == nil || !strings.Contains(err.Error(), "matchImages: is missing") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestBackendsOfAnotherDirectoryAreOthers(t *testing.T) {
+	s := serving(t, one("a"))
+	s.password(s.resolve(fast.Request{}))
+	if got := s.password(s.resolve(fast.Request{BackendDir: "/elsewhere"})); got != `/elsewhere|{"say":"a"}` {
+		t.Errorf("password %q: an answer crossed from one directory's backends to another's", got)
+	}
+	s.write(s.path(), "backendDir: /third\n"+one("a"))
+	if got := s.password(s.resolve(fast.Request{})); got != `/third|{"say":"a"}` {
+		t.Errorf("password %q", got)
+	}
+	s.eventually("the backends of the first directory are closed", s.backends(0).isClosed)
+	if s.backends(1).isClosed() {
+		t.Error("those that --backend-dir names are closed")
+	}
+}
+
+func TestAtMostEightConfigurationsAreKept(t *testing.T) {
+	s := serving(t, one("own"))
+	for i := range 2 * maxSets {
+		path := filepath.Join(s.dir, fmt.Sprintf("%d.yaml", i))
+		s.write(path, one(fmt.Sprintf("c%d", i)))
+		if got := s.password(s.resolve(fast.Request{Config: path})); got != fmt.Sprintf(`|{"say":"c%d"}`, i) {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	if n := len(s.Status().Configurations); n != maxSets {
+		t.Errorf("%d configurations are kept, want %d", n, maxSets)
+	}
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"own"}` {
+		t.Errorf("password %q", got)
+	}
+	if s.backends(0).isClosed() {
+		t.Error("the agent's own configuration was given up")
+	}
+	s.eventually("the oldest is closed", s.backends(1).isClosed)
+}
+
+func TestWhoHangsUpIsNotWorkedForAnyMore(t *testing.T) {
+	s := prepare(t)
+	s.next.hold, s.next.entered, s.next.left = make(chan struct{}), make(chan struct{}, 1), make(chan struct{}, 1)
+	s.write(s.path(), one("a"))
+	s.begin()
+	conn, err := net.Dial("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(fast.AppendRequest(nil, fast.Request{Operation: fast.Resolve, Config: s.path(), Body: body(anImage)})); err != nil {
+		t.Fatal(err)
+	}
+	<-s.next.entered
+	_ = conn.Close()
+	select {
+	case <-s.next.left:
+	case <-time.After(time.Minute):
+		t.Error("the call goes on")
+	}
+}
+
+func TestWhoWaitsHearsThatItIsWorkedOn(t *testing.T) {
+	s := prepare(t)
+	s.next.hold = make(chan struct{})
+	s.write(s.path(), one("a"))
+	s.begin()
+	conn, err := net.Dial("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(fast.AppendRequest(nil, fast.Request{Operation: fast.Resolve, Config: s.path(), Body: body(anImage)})); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []uint8{fast.KindWorking, fast.KindWorking, fast.KindReply} {
+		head := make([]byte, fast.HeaderSize)
+		if _, err := io.ReadFull(conn, head); err != nil {
+			t.Fatal(err)
+		}
+		header, problem := fast.ParseHeader(head)
+		if problem != "" || header.Kind != want {
+			t.Fatalf("frame %d: kind %d, %s; want %d", i, header.Kind, problem, want)
+		}
+		if _, err := io.CopyN(io.Discard, conn, int64(header.Length)); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 {
+			close(s.next.hold)
+		}
+	}
+}
+
+func TestRequestsInFlightAreAnsweredAtTheEnd(t *testing.T) {
+	s := prepare(t)
+	s.next.hold, s.next.entered = make(chan struct{}), make(chan struct{}, 1)
+	s.write(s.path(), one("a"))
+	a, err := New(s.options(), s.path(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Serve(ctx, socket.Listener) }()
+	s.Agent = a
+	answered := make(chan fast.Reply, 1)
+	go func() {
+		reply, _, _ := fast.Ask(s.socket, fast.Request{Operation: fast.Resolve, Config: s.path(), Body: body(anImage)})
+		answered <- reply
+	}()
+	<-s.next.entered
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	socket.Remove()
+	if _, _, absent := fast.Ask(s.socket, fast.Request{Operation: fast.Status}); !absent {
+		t.Error("who comes now does not see that nobody is there")
+	}
+	close(s.next.hold)
+	waiting, done := context.WithTimeout(t.Context(), time.Minute)
+	defer done()
+	if err := errors.Join(a.Wait(waiting), a.Close(waiting)); err != nil {
+		t.Error(err)
+	}
+	if got := s.password(<-answered); got != `|{"say":"a"}` {
+		t.Errorf("password %q", got)
+	}
+	if !s.backends(0).isClosed() {
+		t.Error("the backends were not closed")
+	}
+}
+
+func TestASuccessorHasTheAnswers(t *testing.T) {
+	first := serving(t, one("a"))
+	want := first.password(first.resolve(fast.Request{}))
+	var handedOn bytes.Buffer
+	if err := first.Export(&handedOn); err != nil {
+		t.Fatal(err)
+	}
+	second := prepare(t)
+	second.dir = first.dir // of the same configuration
+	second.next.fail = errors.New("the source is asked again")
+	second.begin()
+	if n, err := second.Import(t.Context(), &handedOn); err != nil || n != 1 {
+		t.Errorf("%d answers were taken over, %v; want 1", n, err)
+	}
+	if got := second.password(second.resolve(fast.Request{})); got != want {
+		t.Errorf("password %q, want %q", got, want)
+	}
+}
+
+func TestForgetDropsWhatItNames(t *testing.T) {
+	const configuration = header + `providers:
+- {name: one, matchImages: [registry.example], defaultCacheDuration: 1h}
+- {name: two, matchImages: [other.example], defaultCacheDuration: 1h, mirrors: [{source: docker.io, endpoint: other.example/hub}]}
+`
+	for name, c := range map[string]struct {
+		request ForgetRequest
+		want    int
+	}{
+		"nothing":                            {ForgetRequest{}, 0},
+		"all":                                {ForgetRequest{All: true}, 2},
+		"a provider's":                       {ForgetRequest{Provider: "one"}, 1},
+		"an unknown provider's":              {ForgetRequest{Provider: "three"}, 0},
+		"an image's":                         {ForgetRequest{Image: anImage}, 1},
+		"another image's of the registry":    {ForgetRequest{Image: "registry.example/other"}, 1},
+		"another registry's":                 {ForgetRequest{Image: "third.example/app"}, 0},
+		"an image's that is from the mirror": {ForgetRequest{Image: "docker.io/library/nginx"}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serving(t, configuration)
+			s.resolve(fast.Request{})
+			s.resolve(fast.Request{Body: body("docker.io/library/nginx")})
+			if n := len(s.Status().Configurations[0].Answers); n != 2 {
+				t.Fatalf("%d answers are held, want 2", n)
+			}
+			data, err := json.Marshal(c.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got Forgotten
+			if err := json.Unmarshal(s.resolve(fast.Request{Operation: fast.Forget, Body: data}).Stdout, &got); err != nil || got.Answers != c.want {
+				t.Errorf("%+v, %v; want %d", got, err, c.want)
+			}
+			if n := len(s.Status().Configurations[0].Answers); n != 2-c.want {
+				t.Errorf("%d answers are held then, want %d", n, 2-c.want)
+			}
+		})
+	}
+}
+
+func TestTheStatusHasNoSecret(t *testing.T) {
+	s := serving(t, one("a-secret-of-the-test"))
+	s.password(s.resolve(fast.Request{}))
+	reply := s.resolve(fast.Request{Operation: fast.Status})
+	if bytes.Contains(reply.Stdout, []byte("a-secret-of-the-test")) {
+		t.Errorf("%s", reply.Stdout)
+	}
+	var status Status
+	if err := json.Unmarshal(reply.Stdout, &status); err != nil {
+		t.Fatal(err)
+	}
+	c := status.Configurations[0]
+	if status.Requests != 1 || c.Config != s.path() || len(c.Providers) != 1 || c.Providers[0].Asked.Calls != 1 || c.Providers[0].Processes[0].PID != 7 || len(c.Answers) != 1 {
+		t.Errorf("%s", reply.Stdout)
+	}
+}

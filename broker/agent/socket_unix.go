@@ -1,0 +1,191 @@
+//go:build unix
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/credential-broker/credential-broker/proto/trust"
+)
+
+// Socket is the agent's, with the lock that keeps another agent from the same place.
+type Socket struct {
+	Listener *net.UnixListener
+	// lock is held for as long as an agent serves there; nil where the socket was made by a service manager, which starts one agent only.
+	lock *os.File
+	path string
+}
+
+// ErrServed is Listen's where an agent serves already.
+var ErrServed = errors.New("an agent serves there already")
+
+// Listen makes the socket, of mode 0600, in a directory of mode 0700 that belongs to this process's user; where there is no such directory, it makes one. Of several processes that try, one gets it and the
+// others ErrServed. A socket that a dead agent has left is replaced.
+func Listen(path string) (*Socket, error) {
+	dir := filepath.Dir(path)
+	if err := PrepareDir(dir); err != nil {
+		return nil, fmt.Errorf("the directory of the agent's socket: %w", err)
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, err
+	}
+	listener, err := listen(path)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return &Socket{Listener: listener, lock: lock, path: path}, nil
+}
+
+// PrepareDir makes the directory of the agent's socket where there is none, and makes sure that nobody else can reach what is in the directory.
+func PrepareDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err == nil {
+		if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // it is a directory: the umask may have taken something away
+			return err
+		}
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !info.IsDir():
+		return fmt.Errorf("%s is no directory: name a socket in a directory of its own", dir)
+	case ok && int(stat.Uid) != os.Geteuid():
+		return fmt.Errorf("%s belongs to user %d, not %d: remove it, or name a socket in another directory", dir, stat.Uid, os.Geteuid())
+	case info.Mode().Perm()&0o077 != 0:
+		return fmt.Errorf("%s has mode %#o and lets others in: chmod 700 %s, or name a socket in a directory of its own", dir, info.Mode().Perm(), dir)
+	}
+	return trust.File(dir)
+}
+
+// BeginStart gives one of several processes that want to start an agent for the socket the right to do so, until it calls done; the others have only to wait for what that one starts.
+func BeginStart(socket string) (mine bool, done func(), err error) {
+	if err := PrepareDir(filepath.Dir(socket)); err != nil {
+		return false, nil, err
+	}
+	lock, err := lockFile(socket + ".start")
+	if errors.Is(err, ErrServed) {
+		return false, func() {}, nil
+	}
+	if err != nil {
+		return false, nil, err
+	}
+	return true, func() { _ = lock.Close() }, nil
+}
+
+// lockFile takes the lock, which ends with this process and whoever it is handed on to. The file stays: to remove it would let two processes hold locks on two files of that name.
+func lockFile(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	lock := os.NewFile(uintptr(fd), path)
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrServed
+		}
+		return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
+	}
+	return lock, nil
+}
+
+// listen makes the socket in the place of one that a dead agent has left.
+func listen(path string) (*net.UnixListener, error) {
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s exists and is no socket: remove it, or name another", path)
+	case err == nil:
+		err = os.Remove(path)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make the agent's socket: %w", err)
+	}
+	// The directory keeps others out; this keeps them out at every moment even of a socket that is looked at by itself.
+	before := unix.Umask(0o177)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(before)
+	if err != nil {
+		return nil, fmt.Errorf("make the agent's socket: %w", err)
+	}
+	listener.SetUnlinkOnClose(false) // a successor may go on with it; see Remove
+	return listener, nil
+}
+
+// Activated is the socket that a service manager made and handed over, which has to keep others out as one of Listen's does.
+func Activated(file *os.File) (*Socket, error) {
+	listener, err := listenerOf(file)
+	if err != nil {
+		return nil, fmt.Errorf("the socket that the service manager handed over: %w", err)
+	}
+	path := listener.Addr().String()
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		err = fmt.Errorf("%s has mode %#o and lets others in: set SocketMode=0600", path, info.Mode().Perm())
+	}
+	if err != nil {
+		_ = listener.Close()
+		return nil, fmt.Errorf("the socket that the service manager handed over: %w", err)
+	}
+	return &Socket{Listener: listener, path: path}, nil
+}
+
+// Inherited is the socket that a predecessor handed on, with its lock, which is nil if there is none.
+func Inherited(file, lock *os.File) (*Socket, error) {
+	listener, err := listenerOf(file)
+	if err != nil {
+		return nil, fmt.Errorf("the socket that the predecessor handed on: %w", err)
+	}
+	return &Socket{Listener: listener, lock: lock, path: listener.Addr().String()}, nil
+}
+
+func listenerOf(file *os.File) (*net.UnixListener, error) {
+	defer func() { _ = file.Close() }() // FileListener makes a copy
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return nil, err
+	}
+	unixListener, ok := listener.(*net.UnixListener)
+	if !ok {
+		_ = listener.Close()
+		return nil, fmt.Errorf("%s is no unix socket", listener.Addr())
+	}
+	unixListener.SetUnlinkOnClose(false)
+	return unixListener, nil
+}
+
+// Path is where the socket is.
+func (s *Socket) Path() string { return s.path }
+
+// Files are what a successor needs: the socket, and the lock where there is one. The caller closes the first.
+func (s *Socket) Files() (listener, lock *os.File, err error) {
+	listener, err = s.Listener.File()
+	return listener, s.lock, err
+}
+
+// Remove takes the socket away, so that nobody finds it any more. A service manager's stays: it starts an agent when somebody connects.
+func (s *Socket) Remove() {
+	_ = s.Listener.Close()
+	if s.lock != nil {
+		_ = os.Remove(s.path)
+		_ = s.lock.Close()
+	}
+}

@@ -1,0 +1,137 @@
+//go:build unix
+
+package agent
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestTheSocketKeepsOthersOut(t *testing.T) {
+	s := prepare(t)
+	socket, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Remove()
+	for path, want := range map[string]fs.FileMode{s.socket: fs.ModeSocket | 0o600, filepath.Dir(s.socket): fs.ModeDir | 0o700} {
+		if info, err := os.Lstat(path); err != nil || info.Mode() != want {
+			t.Errorf("%s: %v, %v; want %v", path, info.Mode(), err, want)
+		}
+	}
+}
+
+func TestOneAgentServesASocket(t *testing.T) {
+	s := prepare(t)
+	first, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(s.socket); !errors.Is(err, ErrServed) {
+		t.Errorf("a second one: %v", err)
+	}
+	first.Remove()
+	second, err := Listen(s.socket)
+	if err != nil {
+		t.Fatalf("after the first has ended: %v", err)
+	}
+	second.Remove()
+	if _, err := os.Lstat(s.socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestADeadAgentsSocketIsReplaced(t *testing.T) {
+	s := prepare(t)
+	socket, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = socket.Listener.Close() // as when it is killed: socket and lock file are left, the lock is not
+	_ = socket.lock.Close()
+	again, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Remove()
+	conn, err := net.Dial("unix", s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+}
+
+func TestPlacesForNoSocket(t *testing.T) {
+	for name, c := range map[string]struct {
+		make func(t *testing.T, socket string)
+		want string
+	}{
+		"a directory that lets others in": {func(t *testing.T, socket string) {
+			t.Helper()
+			if err := errors.Join(os.Mkdir(filepath.Dir(socket), 0o700), os.Chmod(filepath.Dir(socket), 0o755)); err != nil {
+				t.Fatal(err)
+			}
+		}, "lets others in: chmod 700"},
+		"a file": {func(t *testing.T, socket string) {
+			t.Helper()
+			if err := errors.Join(os.Mkdir(filepath.Dir(socket), 0o700), os.WriteFile(socket, nil, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}, "is no socket"},
+		"a link in the directory's place": {func(t *testing.T, socket string) {
+			t.Helper()
+			if err := os.Symlink(t.TempDir(), filepath.Dir(socket)); err != nil {
+				t.Fatal(err)
+			}
+		}, "is no directory"},
+		"a directory within none": {func(t *testing.T, socket string) {
+			t.Helper()
+			_ = os.RemoveAll(filepath.Dir(filepath.Dir(socket)))
+		}, "no such file or directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := prepare(t)
+			c.make(t, s.socket)
+			if _, err := Listen(s.socket); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want …%s…", err, c.want)
+			}
+		})
+	}
+}
+
+func TestASocketOfTheServiceManagersIsJudgedToo(t *testing.T) {
+	for mode, good := range map[os.FileMode]bool{0o600: true, 0o660: false, 0o666: false} {
+		s := prepare(t)
+		if err := os.Mkdir(filepath.Dir(s.socket), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = listener.Close() })
+		if err := os.Chmod(s.socket, mode); err != nil {
+			t.Fatal(err)
+		}
+		file, err := listener.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		socket, err := Activated(file)
+		if (err == nil) != good {
+			t.Errorf("mode %#o: %v", mode, err)
+		}
+		if socket == nil {
+			continue
+		}
+		socket.Remove()
+		if _, err := os.Lstat(s.socket); err != nil {
+			t.Errorf("the service manager's socket was removed: %v", err)
+		}
+	}
+}
