@@ -15,9 +15,6 @@ import (
 // valuesOf parses arguments as main does: found is false where they are for a subcommand or in error.
 func valuesOf(arguments []string) (values fast.Arguments, found bool) {
 	root := newRoot(os.Stdin)
-	if root.PersistentFlags().Lookup("agent") == nil {
-		root.PersistentFlags().String("agent", "", "")
-	}
 	cmd, rest, err := root.Find(arguments)
 	if err != nil || cmd != root || cmd.ParseFlags(rest) != nil || cmd.ValidateArgs(cmd.Flags().Args()) != nil {
 		return fast.Arguments{}, false

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/credential-broker/credential-broker/broker"
+	"github.com/credential-broker/credential-broker/broker/agent"
+	"github.com/credential-broker/credential-broker/broker/agent/fast"
 	"github.com/credential-broker/credential-broker/broker/config"
 	"github.com/credential-broker/credential-broker/broker/kubelet"
 )
@@ -25,7 +28,9 @@ type got struct {
 	Response  *gotResponse  `json:"response,omitempty"`
 	Providers []gotProvider `json:"providers"`
 	Notes     []gotNote     `json:"notes,omitempty"`
-	TookMS    float64       `json:"tookMs"`
+	// Agent is the version of the agent that answered, empty where the work was done here.
+	Agent  string  `json:"agent,omitempty"`
+	TookMS float64 `json:"tookMs"`
 }
 
 type gotResponse struct {
@@ -52,11 +57,13 @@ type gotProvider struct {
 	Scope       string          `json:"scope,omitempty"`
 	Credentials []gotCredential `json:"credentials,omitempty"`
 	// Check is the backend's own: "ok", what is wrong, or empty if it cannot check itself.
-	Check   string    `json:"check,omitempty"`
+	Check string `json:"check,omitempty"`
+	// Asked says that the provider took part; Held that the agent had its answer in memory.
+	Asked   bool      `json:"asked"`
+	Held    bool      `json:"held,omitempty"`
 	TookMS  float64   `json:"tookMs"`
 	Parts   []gotPart `json:"parts,omitempty"`
 	checked bool
-	slot    broker.Slot
 }
 
 type gotCredential struct {
@@ -81,6 +88,7 @@ func getCommand(opts *options) *cobra.Command {
 	var (
 		output      outputFormat
 		showSecrets bool
+		noAgent     bool
 		requestFile string
 	)
 	cmd := &cobra.Command{
@@ -107,22 +115,30 @@ Passwords are masked unless --show-secrets. The exit status is 1 if the kubelet 
 			caller := newCaller(cfg, log)
 			defer func() { _ = caller.Close() }()
 
-			result, failure := broker.New(cfg, opts.providers(cmd, cfg, noteOn(cmd)), caller, log).Resolve(cmd.Context(), request)
-			shown := describe(request, result, failure, showSecrets)
-			check(cmd.Context(), caller, request, shown.Providers)
+			providers := opts.providers(cmd, cfg, noteOn(cmd))
+			shown, err := opts.getFromAgent(cmd, cfg, request, showSecrets, noAgent)
+			if err != nil {
+				return err
+			}
+			if shown == nil {
+				result, failure := broker.New(cfg, providers, caller, log).Resolve(cmd.Context(), request)
+				shown = new(describe(request, result, failure, showSecrets))
+			}
+			check(cmd.Context(), caller, request, broker.Route(providers, request), shown.Providers)
 			if output.json() {
 				if err := printJSON(cmd, shown); err != nil {
 					return err
 				}
 			} else {
-				printGot(newScreen(cmd), shown)
+				printGot(newScreen(cmd), *shown)
 			}
-			if failure != nil {
+			if shown.Error != "" {
 				return errSilent
 			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&noAgent, "no-agent", false, "do the work here, even if there is an agent")
 	cmd.Flags().BoolVar(&showSecrets, "show-secrets", false, "print passwords")
 	cmd.Flags().StringVar(&requestFile, "request", "", `file with a CredentialProviderRequest, "-" for standard input, instead of IMAGE`)
 	opts.registerAudience(cmd)
@@ -192,7 +208,7 @@ func rankOf(result broker.Result, provider string) int {
 }
 
 func describeSlot(slot broker.Slot) gotProvider {
-	p := gotProvider{Name: slot.Provider.Name, Backend: slot.Provider.Backend, TookMS: ms(slot.Took), slot: slot}
+	p := gotProvider{Name: slot.Provider.Name, Backend: slot.Provider.Backend, TookMS: ms(slot.Took), Asked: true, Held: slot.Answer.Held && slot.Err == nil}
 	if slot.Mirror != nil {
 		p.AskedFor = slot.Image
 	}
@@ -224,22 +240,23 @@ type checker interface {
 }
 
 // check runs each asked backend's own check, all at once.
-func check(ctx context.Context, c checker, request broker.Request, providers []gotProvider) {
+func check(ctx context.Context, c checker, request broker.Request, routing broker.Routing, providers []gotProvider) {
 	var waiting sync.WaitGroup
-	for i := range providers {
-		p := &providers[i]
-		if p.slot.Provider == nil {
-			continue
+	for _, d := range routing.Asked() {
+		i := slices.IndexFunc(providers, func(p gotProvider) bool { return p.Asked && p.Name == d.Provider.Name })
+		if i < 0 {
+			continue // the agent has another configuration: the one before, if this one is broken
 		}
+		p := &providers[i]
 		waiting.Go(func() {
-			mine, err := broker.RequestFor(p.slot.Decision, request)
+			mine, err := broker.RequestFor(d, request)
 			if err != nil {
 				p.Check = err.Error()
 				return
 			}
-			ctx, cancel := context.WithTimeout(ctx, p.slot.Provider.Timeout)
+			ctx, cancel := context.WithTimeout(ctx, d.Provider.Timeout)
 			defer cancel()
-			supported, err := c.Check(ctx, p.slot.Provider, mine)
+			supported, err := c.Check(ctx, d.Provider, mine)
 			switch {
 			case err != nil:
 				p.Check = err.Error()
@@ -251,10 +268,55 @@ func check(ctx context.Context, c checker, request broker.Request, providers []g
 	waiting.Wait()
 }
 
+// getFromAgent lets the agent resolve the request; nil where there is none, or none is wanted.
+func (o *options) getFromAgent(cmd *cobra.Command, cfg *config.Config, request broker.Request, showSecrets, noAgent bool) (*got, error) {
+	if noAgent || cfg.Agent.Socket == "" {
+		return nil, nil
+	}
+	document, err := kubelet.WriteRequest(request)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(agent.GetRequest{Request: document, ShowSecrets: showSecrets})
+	if err != nil {
+		return nil, err
+	}
+	asked, err := o.agentRequest(cmd, fast.Get, body)
+	if err != nil {
+		return nil, err
+	}
+	reply, reason, _ := fast.Ask(cfg.Agent.Socket, asked)
+	if reason != "" {
+		noteOn(cmd)("the agent was not used: " + reason)
+		return nil, nil
+	}
+	if reply.Status != 0 {
+		return nil, errors.New(strings.TrimSuffix(strings.TrimPrefix(string(reply.Stderr), "credential-broker: "), "\n"))
+	}
+	var shown got
+	if err := json.Unmarshal(reply.Stdout, &shown); err != nil {
+		return nil, fmt.Errorf("the agent answered what this version cannot read: %w: try --no-agent", err)
+	}
+	return &shown, nil
+}
+
+// describeAsJSON is what the agent sends to getFromAgent.
+func describeAsJSON(request broker.Request, result broker.Result, failure error, showSecrets bool) ([]byte, error) {
+	shown := describe(request, result, failure, showSecrets)
+	shown.Agent = version
+	return json.Marshal(shown)
+}
+
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
+func fromMS(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
+
 func printGot(s screen, shown got) {
-	s.printf("%s\n", s.paint(bold, shown.Image))
+	s.printf("%s", s.paint(bold, shown.Image))
+	if shown.Agent != "" {
+		s.printf(" (answered by the agent)")
+	}
+	s.printf("\n")
 	if len(shown.Providers) == 0 {
 		s.printf("\nNo provider matches; `credential-broker explain %s` says why. The kubelet pulls without credentials from here.\n", shown.Image)
 		return
@@ -309,6 +371,9 @@ func printProviders(s screen, providers []gotProvider) {
 		default:
 			answer = cell{fmt.Sprintf("%d %s, valid for the %s", len(p.Credentials), plural("credential", len(p.Credentials)), p.Scope), green}
 		}
+		if p.Held {
+			answer.text += " (from memory)"
+		}
 		rows = append(rows, []cell{{p.Name, plain}, {p.Backend, plain}, {expiry(p.Credentials), plain}, checked, answer})
 	}
 	s.printf("\n")
@@ -343,15 +408,16 @@ func expiry(credentials []gotCredential) string {
 
 // printTimes draws what took how long, so that the slow provider is seen, not searched.
 func printTimes(s screen, shown got) {
-	whole := time.Duration(shown.TookMS * float64(time.Millisecond))
+	whole := fromMS(shown.TookMS)
 	var rows [][]cell
 	for _, p := range shown.Providers {
-		if p.slot.Provider == nil {
+		if !p.Asked {
 			continue
 		}
-		rows = append(rows, []cell{{p.Name, bold}, {milliseconds(p.slot.Took), bold}, {bar(0, p.slot.Took, whole), plain}})
-		for _, part := range p.slot.Answer.Parts {
-			rows = append(rows, []cell{{"  " + part.Name, dim}, {milliseconds(part.Took), dim}, {bar(part.Start, part.Took, whole), dim}})
+		took := fromMS(p.TookMS)
+		rows = append(rows, []cell{{p.Name, bold}, {milliseconds(took), bold}, {bar(0, took, whole), plain}})
+		for _, part := range p.Parts {
+			rows = append(rows, []cell{{"  " + part.Name, dim}, {milliseconds(fromMS(part.TookMS)), dim}, {bar(fromMS(part.StartMS), fromMS(part.TookMS), whole), dim}})
 		}
 	}
 	rows = append(rows, []cell{{"all", bold}, {milliseconds(whole), bold}, {bar(0, whole, whole), plain}})

@@ -3,8 +3,11 @@ package main
 import (
 	"math"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credential-broker/credential-broker/broker/agent/fast"
 )
 
 // harden keeps secrets in this process: no core file, no reading of its memory by other processes of the same user, and no descriptor that whoever started us left open is handed on to what
@@ -29,4 +32,13 @@ func forgetStdin() error {
 func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
+}
+
+// sinceBegin is how long this process has been at work, as far as package fast noted when it began.
+func sinceBegin(early *fast.Attempt) time.Duration {
+	var now unix.Timespec
+	if early.Began == 0 || unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil {
+		return 0
+	}
+	return time.Duration(now.Nano() - early.Began)
 }

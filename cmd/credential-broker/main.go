@@ -39,16 +39,20 @@ func run(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 // errSilent is for commands that have said already what is wrong.
 var errSilent = errors.New("said already")
 
-// complain prints an error. Problems that name a place, and providers' failures, stand in lines of their own.
-func complain(w io.Writer, err error) {
+// complain prints an error.
+func complain(w io.Writer, err error) { _, _ = w.Write(complaint(err)) }
+
+// complaint words an error as this program prints it. Problems that name a place, and providers' failures, stand in lines of their own.
+func complaint(err error) []byte {
 	var problems config.Problems
 	var failure *broker.Failure
 	switch {
 	case errors.Is(err, errSilent):
+		return nil
 	case errors.As(err, &problems), errors.As(err, &failure):
-		_, _ = fmt.Fprintln(w, err)
+		return fmt.Appendln(nil, err)
 	default:
-		_, _ = fmt.Fprintln(w, "credential-broker:", err)
+		return fmt.Appendln(nil, "credential-broker:", err)
 	}
 }
 

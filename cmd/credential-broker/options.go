@@ -1,12 +1,14 @@
 package main
 
 import (
-	"fmt"
+	"cmp"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
 	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/kubelet"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -15,11 +17,32 @@ type options struct {
 	config     string
 	backendDir string
 	audience   string
+	agent      optionalString
 }
 
+// optionalString is a flag's value that tells "" from none.
+type optionalString struct {
+	value string
+	given bool
+}
+
+// String implements pflag.Value.
+func (s *optionalString) String() string { return s.value }
+
+// Set implements pflag.Value.
+func (s *optionalString) Set(value string) error {
+	s.value, s.given = value, true
+	return nil
+}
+
+// Type implements pflag.Value: the word that the help has for it.
+func (s *optionalString) Type() string { return "string" }
+
 func (o *options) register(root *cobra.Command) {
-	root.PersistentFlags().StringVar(&o.config, "config", "", "configuration file or directory (default /etc/credential-broker/config.yaml, then /etc/credential-broker/config.d/)")
-	root.PersistentFlags().StringVar(&o.backendDir, "backend-dir", "", `directory of the backends (default "backends" beside the executable)`)
+	flags := root.PersistentFlags()
+	flags.StringVar(&o.config, "config", "", "configuration file or directory (default /etc/credential-broker/config.yaml, then /etc/credential-broker/config.d/)")
+	flags.StringVar(&o.backendDir, "backend-dir", "", `directory of the backends (default "backends" beside the executable)`)
+	flags.Var(&o.agent, "agent", "socket of the agent (default $"+kubelet.AgentVariable+", then the configuration's agent.socket); \"\" for none")
 	o.registerAudience(root)
 }
 
@@ -29,8 +52,9 @@ func (o *options) registerAudience(cmd *cobra.Command) {
 }
 
 // load reads the configuration, refusing one that others could have written.
-func (o *options) load() (*config.Config, error) {
-	cfg, problems, err := o.inspect()
+func (o *options) load() (*config.Config, error) { return loaded(o.inspect()) }
+
+func loaded(cfg *config.Config, problems config.Problems, err error) (*config.Config, error) {
 	if err == nil && len(problems) > 0 {
 		err = problems
 	}
@@ -46,16 +70,47 @@ func (o *options) inspect() (*config.Config, config.Problems, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	cfg, problems, err := inspect(paths, o.backendDir)
+	if err == nil {
+		if socket, given := o.agentSocket(); given {
+			cfg.SetAgent(socket)
+		}
+	}
+	return cfg, problems, err
+}
+
+// inspect reads the configuration from these paths.
+func inspect(paths []string, backendDir string) (*config.Config, config.Problems, error) {
 	cfg, problems := config.Inspect(paths...)
 	for _, source := range cfg.Sources {
 		if err := trust.File(source); err != nil {
 			return nil, nil, err
 		}
 	}
-	if o.backendDir != "" {
-		cfg.BackendDir = o.backendDir
-	}
+	cfg.BackendDir = cmp.Or(backendDir, cfg.BackendDir)
 	return cfg, problems, nil
+}
+
+// agentSocket is where the command line or the environment says that the agent is; empty and given: there is to be none.
+func (o *options) agentSocket() (socket string, given bool) {
+	if o.agent.given {
+		return o.agent.value, true
+	}
+	socket = os.Getenv(kubelet.AgentVariable)
+	return socket, socket != ""
+}
+
+// place is where this process would read its configuration and look for backends, in words that hold in the agent's process too. An empty configuration means the default places.
+func (o *options) place() (path, backendDir string, err error) {
+	if path = cmp.Or(o.config, os.Getenv(config.Environment)); path != "" {
+		if path, err = filepath.Abs(path); err != nil {
+			return "", "", err
+		}
+	}
+	if backendDir = o.backendDir; backendDir != "" {
+		backendDir, err = filepath.Abs(backendDir)
+	}
+	return path, backendDir, err
 }
 
 // providers are those that take part: of the audience that cmd was given, or all. There may come some for an audience that none has yet, so that is said with warn
@@ -65,12 +120,8 @@ func (o *options) providers(cmd *cobra.Command, cfg *config.Config, warn func(te
 		return cfg.ForAudience(nil)
 	}
 	providers := cfg.ForAudience(&o.audience)
-	switch {
-	case len(providers) > 0:
-	case o.audience == "":
-		warn(`--audience "": every provider has tokenAttributes, so none takes part; print the kubelet's entries anew with kubelet-config`)
-	default:
-		warn(fmt.Sprintf("--audience %q: no provider has this serviceAccountTokenAudience, so none takes part; correct it, or print the kubelet's entries anew with kubelet-config", o.audience))
+	if len(providers) == 0 {
+		warn(config.NobodyOf(o.audience))
 	}
 	return providers
 }

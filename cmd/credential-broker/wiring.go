@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/credential-broker/credential-broker/broker/agent"
 	"github.com/credential-broker/credential-broker/broker/config"
 	"github.com/credential-broker/credential-broker/broker/plugin/caller"
 )
@@ -21,8 +22,27 @@ func newCaller(cfg *config.Config, log *slog.Logger) *caller.Caller {
 func commands(opts *options) []*cobra.Command {
 	return []*cobra.Command{
 		validateCommand(opts), explainCommand(opts), getCommand(opts),
+		agentCommand(opts), statusCommand(opts), forgetCommand(opts),
 		kubeletConfigCommand(opts), migrateCommand(),
 		backendsCommand(opts), conformanceCommand(opts), conformanceHostCommand(),
 		versionCommand(),
 	}
+}
+
+// newBackends makes what keeps an agent's backends running.
+func newBackends(backendDir string, log *slog.Logger) agent.Backends {
+	return keptBackends{caller.NewKeeper(caller.KeeperOptions{Options: caller.Options{BackendDir: backendDir, Logger: log}})}
+}
+
+// keptBackends tells the agent of a Keeper's backends in the agent's words.
+type keptBackends struct{ *caller.Keeper }
+
+func (k keptBackends) Status() []agent.Backend {
+	var all []agent.Backend
+	for _, b := range k.Keeper.Status() {
+		all = append(all, agent.Backend{
+			Provider: b.Provider, Path: b.Path, PID: b.PID, Started: b.Started, Restarts: b.Restarts, InFlight: b.InFlight, LastUsed: b.LastUsed, LastExit: b.LastExit, LastError: b.LastError,
+		})
+	}
+	return all
 }
