@@ -249,12 +249,12 @@ func TestTheAgentIsLeftAlone(t *testing.T) {
 		}, "credential-broker:"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			agent := newAgent(t, always(fast.Reply{Stdout: []byte("answer")}))
+			agent := newAgent(t, always(fast.Reply{Stdout: []byte("said by the agent")}))
 			cmd := command(agent.socket)
 			cmd.Stdin = strings.NewReader(`{"no":"request"}`)
 			test.change(cmd)
 			got := finish(t, cmd)
-			if all := got.stdout + got.stderr; strings.Contains(all, "answer") || !strings.Contains(all, test.want) {
+			if all := got.stdout + got.stderr; strings.Contains(all, "said by the agent") || !strings.Contains(all, test.want) {
 				t.Errorf("%+v; want something with %q", got, test.want)
 			}
 			if n := len(agent.requests()); n != 0 {
