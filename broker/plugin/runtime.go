@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -176,6 +177,12 @@ func (rt *Runtime) open(crossable bool) (string, error) {
 	return rt.dir, nil
 }
 
+// workIn returns the base directory of the one that open returns.
+func (rt *Runtime) workIn() (base string, err error) {
+	dir, err := rt.open(false)
+	return filepath.Dir(dir), err
+}
+
 // make takes the first base directory that will do.
 func (rt *Runtime) make() error {
 	var reasons []error
@@ -223,13 +230,17 @@ func (rt *Runtime) makeIn(base string) error {
 // errTaken is lockDir's: another process has the lock, or has removed the directory.
 var errTaken = errors.New("taken by another process")
 
-// sweep removes what dead processes have left in base: the directories whose lock can be had. It never touches one that is in use.
+// sweep removes what dead processes have left in base: the directories whose lock can be had, and old slots. It never touches one that is in use.
 func sweep(base string) {
 	entries, err := os.ReadDir(base)
 	if err != nil {
 		return
 	}
 	for _, entry := range entries {
+		if isSlot(entry.Name()) {
+			sweepSlot(base, entry)
+			continue
+		}
 		if !entry.IsDir() || !strings.HasPrefix(entry.Name(), dirPrefix) {
 			continue
 		}
@@ -240,6 +251,18 @@ func sweep(base string) {
 				_ = lock.Close()
 			}
 		}
+	}
+}
+
+func sweepSlot(base string, entry fs.DirEntry) {
+	info, err := entry.Info()
+	if err != nil || time.Since(info.ModTime()) < slotAge {
+		return
+	}
+	path := filepath.Join(base, entry.Name())
+	if lock, err := lockFile(path); err == nil && lock != nil {
+		_ = os.Remove(path)
+		_ = lock.Close()
 	}
 }
 

@@ -82,9 +82,23 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	lock := os.NewFile(uintptr(fd), dir)
-	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil && !sameDir(lock, dir) {
+	return lockOpen(fd, dir)
+}
+
+// lockFile takes the lock on an empty file, which it makes if need be. errTaken: another process has it, or has just removed the file.
+func lockFile(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return lockOpen(fd, path)
+}
+
+// lockOpen takes the lock on what has been opened at path, or closes it.
+func lockOpen(fd int, path string) (*os.File, error) {
+	lock := os.NewFile(uintptr(fd), path)
+	err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil && !isThere(lock, path) {
 		err = unix.EWOULDBLOCK // a sweeper had it first, and has removed it
 	}
 	if err == nil {
@@ -94,15 +108,15 @@ func lockDir(dir string) (*os.File, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, errTaken
 	}
-	return nil, &fs.PathError{Op: "lock", Path: dir, Err: err}
+	return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
 }
 
-func sameDir(lock *os.File, dir string) bool {
+func isThere(lock *os.File, path string) bool {
 	locked, err := lock.Stat()
 	if err != nil {
 		return false
 	}
-	there, err := os.Lstat(dir)
+	there, err := os.Lstat(path)
 	return err == nil && os.SameFile(locked, there)
 }
 

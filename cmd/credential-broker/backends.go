@@ -75,7 +75,7 @@ func (o *options) backendDirectory() (string, error) {
 func describeAll(cmd *cobra.Command, installed []plugin.Installed) []installedBackend {
 	log, closeLog := newLog(config.Log{Level: "error"}, cmd.ErrOrStderr(), false)
 	defer closeLog()
-	caller := newCaller(&config.Config{}, log)
+	caller := newCaller(&config.Config{}, log, false)
 	defer func() { _ = caller.Close() }()
 
 	all := make([]installedBackend, len(installed))

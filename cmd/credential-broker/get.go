@@ -112,7 +112,7 @@ Passwords are masked unless --show-secrets. The exit status is 1 if the kubelet 
 			quiet.Level, quiet.File = "error", "" // what would be logged is shown
 			log, closeLog := newLog(quiet, cmd.ErrOrStderr(), false)
 			defer closeLog()
-			caller := newCaller(cfg, log)
+			caller := newCaller(cfg, log, false)
 			defer func() { _ = caller.Close() }()
 
 			providers := opts.providers(cmd, cfg, noteOn(cmd))

@@ -50,7 +50,7 @@ func servePlugin(cmd *cobra.Command, opts *options, stdin *os.File) error {
 	// Whatever was waited for until now is part of the time that the request has.
 	cfg.Timeout = max(cfg.Timeout-sinceBegin(early), leastTimeout)
 
-	caller := newCaller(cfg, log)
+	caller := newCaller(cfg, log, true)
 	defer func() { _ = caller.Close() }()
 	b := broker.New(cfg, opts.providers(cmd, cfg, func(text string) { log.Warn(text) }), caller, log)
 	response, err := kubelet.Answer(cmd.Context(), data, b.Resolve)

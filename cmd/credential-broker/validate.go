@@ -96,7 +96,7 @@ func askBackends(cmd *cobra.Command, cfg *config.Config) []problem {
 	quiet.Level, quiet.File = "error", ""
 	log, closeLog := newLog(quiet, cmd.ErrOrStderr(), false)
 	defer closeLog()
-	caller := newCaller(cfg, log)
+	caller := newCaller(cfg, log, false)
 	defer func() { _ = caller.Close() }()
 
 	found := make([][]problem, len(cfg.Providers))

@@ -13,9 +13,9 @@ import (
 // configurationVersion is the apiVersion of the configuration files.
 const configurationVersion = config.APIVersion
 
-// newCaller makes what asks the backends. Close it before the process ends.
-func newCaller(cfg *config.Config, log *slog.Logger) *caller.Caller {
-	return caller.New(caller.Options{BackendDir: cfg.BackendDir, Logger: log})
+// newCaller makes what asks the backends. Close it before the process ends. Slots: it waits for its turn where many processes ask at once.
+func newCaller(cfg *config.Config, log *slog.Logger, slots bool) *caller.Caller {
+	return caller.New(caller.Options{BackendDir: cfg.BackendDir, Logger: log, Slots: slots})
 }
 
 // commands are all subcommands.

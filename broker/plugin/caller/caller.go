@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"time"
 
@@ -26,17 +27,29 @@ type Options struct {
 	Environ []string
 	// BaseDirs are where a directory for the backends' sockets may be made; nil: the usual places.
 	BaseDirs []string
+	// Slots bounds how many backends of one provider the Callers of all processes of this user run at once, for those that are started without knowing of each other; see slots.
+	Slots bool
 }
 
 // Caller starts a backend for each call and stops it afterwards. Close it when all calls are done.
 type Caller struct {
 	host
+	slots int // 0: no bound
 }
 
 var _ broker.Caller = (*Caller)(nil)
 
 // New makes a Caller. It does not touch the disk.
-func New(o Options) *Caller { return &Caller{newHost(o)} }
+func New(o Options) *Caller {
+	c := &Caller{host: newHost(o)}
+	if o.Slots {
+		c.slots = slots(runtime.NumCPU())
+	}
+	return c
+}
+
+// slots is how many backends of one provider run at once on a machine with so many processors.
+func slots(processors int) int { return max(2, 2*processors) }
 
 // Close kills what still runs, logs what the backends printed, and removes the files of this Caller. It waits for nothing.
 func (c *Caller) Close() error { return c.runtime.Close() }
@@ -56,6 +69,15 @@ func (c *Caller) ask(ctx context.Context, provider *config.Provider, request bro
 	path, err := c.find(provider.Backend)
 	if err != nil {
 		return nil, err
+	}
+	if c.slots > 0 {
+		// A slot for each provider, so that nobody waits for another's backends.
+		began := time.Now()
+		release, waited := c.runtime.Slot(ctx, provider.Name+"\x00"+path, c.slots)
+		defer release()
+		if waited {
+			parts.add("wait", began, time.Since(began))
+		}
 	}
 	process, err := c.start(ctx, provider, path, parts, string(request.Token))
 	if err != nil {

@@ -43,12 +43,19 @@ func TestMain(m *testing.M) {
 		keeperMain(dir)
 		return
 	}
+	if dir := os.Getenv(asCold); dir != "" {
+		coldMain(dir)
+		return
+	}
 	if mode := os.Getenv(asBackend); mode == "old" {
 		serveOld()
 		return
 	} else if mode != "" {
 		if pids := os.Getenv("PIDS"); pids != "" {
 			_ = os.WriteFile(filepath.Join(pids, strconv.Itoa(os.Getpid())), nil, 0o600)
+		}
+		if mode == "counted" {
+			enterCount()
 		}
 		if mode == "crashes" {
 			fmt.Fprintln(os.Stderr, "no luck today")
@@ -126,6 +133,10 @@ func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsR
 		return b.tell(r), nil
 	case "kept":
 		return b.tell(r), nil
+	case "counted":
+		<-time.After(20 * time.Millisecond)
+		most := countAlive()
+		return oneName(strconv.Itoa(most)), nil
 	}
 	token := "absent"
 	if r.ServiceAccountToken != nil {
