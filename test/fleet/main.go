@@ -19,7 +19,7 @@ func main() {
 	s := newScenarios(f)
 	s.run()
 	for _, t := range s.tables() {
-		fmt.Printf("%s\n\n%s\n", t.name, t)
+		fmt.Fprintf(os.Stdout, "%s\n\n%s\n", t.name, t)
 	}
 	if *picture != "" {
 		if err := os.WriteFile(*picture, []byte(s.picture()), 0o644); err != nil {

@@ -29,7 +29,9 @@ func (s *scenarios) tables() []table {
 		{"size", start, s.size, ofStart},
 		{"constants", start, s.constants, ofStart},
 		{
-			"outage", []string{"", "calls while nothing answers", "calls throttled afterwards", "half have a credential", "all have one", "half have pulled", "all have pulled"}, s.outage,
+			"outage",
+			[]string{"", "calls while nothing answers", "calls throttled afterwards", "half have a credential", "all have one", "half have pulled", "all have pulled"},
+			s.outage,
 			func(s *scenario) []string {
 				return []string{
 					s.name, count(s.inOutage), count(int(s.total.Throttled)),
@@ -38,9 +40,11 @@ func (s *scenarios) tables() []table {
 			},
 		},
 		{
-			"day", []string{
+			"day",
+			[]string{
 				"", "tokens given out", "calls throttled after the first hour", "calls in the busiest minute after that", "calls that failed in the outage", "pulls held up by the outage", "roll-out: half have pulled", "all have pulled",
-			}, s.day,
+			},
+			s.day,
 			func(s *scenario) []string {
 				return []string{
 					s.name, count(int(s.total.Granted)), count(s.throttledAfter), count(s.busiestAfter), count(s.inOutage), count(s.heldUp), clock(quantile(s.rollout, 0.5)), clock(quantile(s.rollout, 1)),

@@ -50,7 +50,7 @@ func (a *api) ask(now time.Duration) outcome {
 type Second struct{ Granted, Throttled, Down int32 }
 
 // Calls is how many there were.
-func (s Second) Calls() int { return int(s.Granted + s.Throttled + s.Down) }
+func (s *Second) Calls() int { return int(s.Granted + s.Throttled + s.Down) }
 
 func (s *Second) add(o outcome) {
 	switch o {

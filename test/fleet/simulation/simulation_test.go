@@ -155,6 +155,20 @@ func TestAHandOverSavesTheCallsOfAnUpgrade(t *testing.T) {
 	}
 }
 
+func TestHoweverManyImagesWaitAnAgentMakesOneCallAndPauses(t *testing.T) {
+	calls := func(images int) int {
+		c := small(Agents)
+		c.Nodes, c.Images, c.Registries, c.APIs, c.Spread = 1, images, 1, 1, 0
+		c.Outages = []Window{{0, 10 * time.Minute}}
+		return int(Run(c).Total.Down)
+	}
+	one, many := calls(1), calls(30)
+	// Pauses are at most a minute and at least half of one; each call is three attempts.
+	if most := otherAttempts * (6 + 2*10); one == 0 || one > most || many > most {
+		t.Errorf("in ten minutes without an answer %d calls for one image, %d for 30, want at most %d", one, many, most)
+	}
+}
+
 func TestTheKubeletsBackOffDoublesUpTo300Seconds(t *testing.T) {
 	c := small(Official)
 	c.Nodes, c.Images, c.Registries, c.APIs = 1, 1, 1, 1
