@@ -46,19 +46,32 @@ type Options struct {
 	Describe func(request broker.Request, result broker.Result, failure error, showSecrets bool) ([]byte, error)
 	// Version is the program's, for people.
 	Version string
-	// Observe hears of every request that was resolved; nil: nobody does.
-	Observe func(Observation)
+	// Observe hears of every request of the kubelet's once it has been replied to, ObserveCall of every call to a backend once it has ended; nil: nobody does. Both are called from many goroutines.
+	Observe     func(Observation)
+	ObserveCall func(Call)
 	// Trace wraps a request in a span, if traces are wanted; nil: none are.
 	Trace func(ctx context.Context, request broker.Request) (context.Context, func(broker.Result, error))
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
 
-// Observation is what is known of one request when it has been answered.
+// OutcomeUnserved is that of a request that the agent leaves to the exec plugin, which does the work itself.
+const OutcomeUnserved broker.Outcome = "unserved"
+
+// Observation is what is known of one request when it has been replied to.
 type Observation struct {
-	Outcome broker.Outcome
-	Took    time.Duration
-	Slots   []broker.Slot
+	// Configuration is Configuration.Name; empty where it never came to one.
+	Configuration string
+	Outcome       broker.Outcome
+	Took          time.Duration
+	Slots         []broker.Slot
+}
+
+// Call is one call to a provider's backend: for a request, or ahead of need.
+type Call struct {
+	// Configuration is Configuration.Name.
+	Configuration string
+	cache.Event
 }
 
 // Agent serves requests. Close it when it is done.

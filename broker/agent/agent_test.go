@@ -117,6 +117,9 @@ type served struct {
 	next fakeBackends
 	// stranger: the agent is of another user than the test.
 	stranger bool
+
+	observe     func(Observation)
+	observeCall func(Call)
 }
 
 const header = "apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\n"
@@ -191,7 +194,7 @@ func (s *served) options() Options {
 		Describe: func(r broker.Request, _ broker.Result, _ error, show bool) ([]byte, error) {
 			return json.Marshal(map[string]any{"image": r.Image, "show": show})
 		},
-		Version: "test",
+		Version: "test", Observe: s.observe, ObserveCall: s.observeCall,
 	}
 }
 
@@ -608,5 +611,56 @@ func TestTheStatusHasNoSecret(t *testing.T) {
 	c := status.Configurations[0]
 	if status.Requests != 1 || c.Config != s.path() || len(c.Providers) != 1 || c.Providers[0].Asked.Calls != 1 || c.Providers[0].Processes[0].PID != 7 || len(c.Answers) != 1 {
 		t.Errorf("%s", reply.Stdout)
+	}
+}
+
+func TestRequestsAndCallsAreHeardOf(t *testing.T) {
+	s := prepare(t)
+	s.write(s.path(), one("a"))
+	broken := filepath.Join(s.dir, "broken.yaml")
+	s.write(broken, header+"providers: [{name: one}]\n")
+	observations, calls := make(chan Observation, 8), make(chan Call, 8)
+	s.observe, s.observeCall = func(o Observation) { observations <- o }, func(c Call) { calls <- c }
+	s.begin()
+	for _, c := range []struct {
+		name          string
+		request       fast.Request
+		configuration string
+		outcome       broker.Outcome
+		held          bool
+	}{
+		{"asked", fast.Request{}, s.path(), broker.OutcomeCredentials, false},
+		{"from memory", fast.Request{}, s.path(), broker.OutcomeCredentials, true},
+		{"of other backends", fast.Request{BackendDir: "/elsewhere"}, s.path() + " --backend-dir /elsewhere", broker.OutcomeCredentials, false},
+		{"no request", fast.Request{Body: []byte("{}")}, s.path(), broker.OutcomeInvalid, false},
+		{"a broken configuration", fast.Request{Config: broken}, "", broker.OutcomeFailed, false},
+	} {
+		s.resolve(c.request)
+		got := <-observations
+		held := len(got.Slots) == 1 && got.Slots[0].Answer.Held
+		if got.Configuration != c.configuration || got.Outcome != c.outcome || held != c.held {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
+	for _, want := range []string{s.path(), s.path() + " --backend-dir /elsewhere"} {
+		if got := <-calls; got.Configuration != want || got.Provider != "one" || got.Background || got.Err != nil {
+			t.Errorf("%+v, want one of %s", got, want)
+		}
+	}
+	if len(observations)+len(calls) != 0 {
+		t.Errorf("%d observations and %d calls too many", len(observations), len(calls))
+	}
+}
+
+func TestARefusedConfigurationIsCountedOnce(t *testing.T) {
+	s := serving(t, one("a"))
+	for i, text := range []string{"providers: [{name: one}]\n", "providers: [{name: two}]\n"} {
+		s.write(s.path(), header+text)
+		for range 3 {
+			s.resolve(fast.Request{})
+		}
+		if c := s.Status().Configurations[0]; c.Refusals != i+1 || c.Reloads != 0 {
+			t.Errorf("%d refusals and %d reloads, want %d and 0", c.Refusals, c.Reloads, i+1)
+		}
 	}
 }

@@ -46,6 +46,7 @@ func (a *Agent) serve(ctx context.Context, conn *net.UnixConn) {
 	out := &replier{conn: conn}
 	if problem != "" {
 		out.reply(fast.Reply{Unserved: problem})
+		a.observe(Observation{Outcome: OutcomeUnserved})
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -154,24 +155,31 @@ func (a *Agent) jsonReply(v any, err error) fast.Reply {
 // failed is what the exec plugin would print, and how it would end.
 func (a *Agent) failed(err error) fast.Reply { return fast.Reply{Status: 1, Stderr: a.Complain(err)} }
 
+func (a *Agent) observe(o Observation) {
+	if a.Observe != nil {
+		a.Observe(o)
+	}
+}
+
 // resolve answers the kubelet's request as the exec plugin would.
 func (a *Agent) resolve(ctx context.Context, r fast.Request) fast.Reply {
 	began := a.Now()
 	observed := Observation{Outcome: broker.OutcomeInvalid}
 	defer func() {
-		if a.Observe != nil {
-			observed.Took = a.Now().Sub(began)
-			a.Observe(observed)
-		}
+		observed.Took = a.Now().Sub(began)
+		a.observe(observed)
 	}()
 	s, l, err := a.sets.use(ctx, place{r.Config, r.BackendDir})
 	switch {
 	case errors.Is(err, errTooMany):
+		observed.Outcome = OutcomeUnserved
 		return fast.Reply{Unserved: err.Error()}
-	case err != nil:
+	case err != nil: // the configuration is broken, and always was
+		observed.Outcome = broker.OutcomeFailed
 		return a.failed(err)
 	}
 	defer l.release()
+	observed.Configuration = s.label()
 	response, err := kubelet.Answer(ctx, r.Body, func(ctx context.Context, request broker.Request) (broker.Result, error) {
 		if a.Trace != nil {
 			var end func(broker.Result, error)

@@ -29,6 +29,14 @@ func (p place) name() string {
 	return p.path
 }
 
+// label is the name of the configuration with these backends: two that differ only in their backends are two.
+func (p place) label() string {
+	if p.backendDir == "" {
+		return p.name()
+	}
+	return p.name() + " --backend-dir " + p.backendDir
+}
+
 // set is one configuration, as it changes.
 type set struct {
 	agent *Agent
@@ -37,10 +45,11 @@ type set struct {
 	logs *handlers
 	used atomic.Int64 // when, Unix nanoseconds
 
-	mu      sync.Mutex // held while the configuration is loaded
-	loaded  atomic.Pointer[loaded]
-	refused refusal
-	reloads int
+	mu       sync.Mutex // held while the configuration is loaded
+	loaded   atomic.Pointer[loaded]
+	refused  refusal
+	refusals int
+	reloads  int
 }
 
 // loaded is one whole configuration, which is never changed, and what is kept for it.
@@ -104,6 +113,9 @@ func (s *set) current(ctx context.Context) (*loaded, error) {
 	}
 	cfg, err := s.agent.Load(s.path, s.backendDir)
 	if err != nil {
+		if s.refused.err == nil || !s.refused.version.Equal(version) {
+			s.refusals++
+		}
 		if previous != nil && (s.refused.err == nil || s.refused.err.Error() != err.Error()) {
 			s.log.Error("the configuration has been changed and is broken: the one before serves on", "config", s.name(), "reason", err.Error())
 		}
@@ -137,7 +149,7 @@ func (l *loaded) holds(version config.Version) bool {
 func (s *set) replace(ctx context.Context, previous, next *loaded) {
 	s.logs.set(s.agent.Log(next.cfg.Log).Handler())
 	if previous == nil || previous.cfg.BackendDir != next.cfg.BackendDir {
-		next.kept = newKept(s.agent, next.cfg.BackendDir, s.log)
+		next.kept = newKept(s, next.cfg.BackendDir)
 		s.loaded.Store(next)
 		if previous != nil {
 			s.agent.sets.giveUp(ctx, previous.kept)
@@ -176,9 +188,14 @@ type kept struct {
 	unused  chan struct{} // closed when it is retired and nobody uses it any more
 }
 
-func newKept(a *Agent, backendDir string, log *slog.Logger) *kept {
-	k := &kept{backends: a.Backends(backendDir, log), unused: make(chan struct{})}
-	k.cache = cache.New(cache.Options{Source: k.backends, Log: log})
+func newKept(s *set, backendDir string) *kept {
+	k := &kept{backends: s.agent.Backends(backendDir, s.log), unused: make(chan struct{})}
+	options := cache.Options{Source: k.backends, Log: s.log}
+	if observe := s.agent.ObserveCall; observe != nil {
+		configuration := s.label()
+		options.OnCall = func(e cache.Event) { observe(Call{configuration, e}) }
+	}
+	k.cache = cache.New(options)
 	return k
 }
 

@@ -19,6 +19,9 @@ var errNotHere = errors.New("there is no agent on this system: what it keeps oth
 // Listen fails here.
 func Listen(string) (*Socket, error) { return nil, errNotHere }
 
+// ListenBeside fails here.
+func ListenBeside(string) (*net.UnixListener, error) { return nil, errNotHere }
+
 // Activated fails here.
 func Activated(*os.File) (*Socket, error) { return nil, errNotHere }
 

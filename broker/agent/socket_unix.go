@@ -41,9 +41,22 @@ func Listen(path string) (*Socket, error) {
 	listener, err := listen(path)
 	if err != nil {
 		_ = lock.Close()
-		return nil, err
+		return nil, fmt.Errorf("make the agent's socket: %w", err)
 	}
 	return &Socket{Listener: listener, lock: lock, path: path}, nil
+}
+
+// ListenBeside makes another socket that only this process's user can reach, by the rules that Listen has for directory and mode. It replaces one that nobody serves any more; where somebody does, the
+// error is ErrServed.
+func ListenBeside(path string) (*net.UnixListener, error) {
+	if err := PrepareDir(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("the directory of the socket: %w", err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		_ = conn.Close()
+		return nil, ErrServed
+	}
+	return listen(path)
 }
 
 // PrepareDir makes the directory of the agent's socket where there is none, and makes sure that nobody else can reach what is in the directory.
@@ -117,14 +130,14 @@ func listen(path string) (*net.UnixListener, error) {
 		err = nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
+		return nil, err
 	}
 	// The directory keeps others out; this keeps them out at every moment even of a socket that is looked at by itself.
 	before := unix.Umask(0o177)
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(before)
 	if err != nil {
-		return nil, fmt.Errorf("make the agent's socket: %w", err)
+		return nil, err
 	}
 	listener.SetUnlinkOnClose(false) // a successor may go on with it; see Remove
 	return listener, nil

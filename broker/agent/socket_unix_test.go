@@ -135,3 +135,29 @@ func TestASocketOfTheServiceManagersIsJudgedToo(t *testing.T) {
 		}
 	}
 }
+
+func TestAnotherSocketBesideTheAgents(t *testing.T) {
+	s := prepare(t)
+	socket, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Remove()
+	path := filepath.Join(filepath.Dir(s.socket), "beside.sock")
+	first, err := ListenBeside(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(path); err != nil || info.Mode() != fs.ModeSocket|0o600 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	if _, err := ListenBeside(path); !errors.Is(err, ErrServed) {
+		t.Errorf("where somebody serves: %v", err)
+	}
+	_ = first.Close()
+	second, err := ListenBeside(path)
+	if err != nil {
+		t.Fatalf("in the place of a stale one: %v", err)
+	}
+	_ = second.Close()
+}

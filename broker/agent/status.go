@@ -25,7 +25,9 @@ type Configuration struct {
 	BackendDir string    `json:"backendDir,omitempty"`
 	Files      []string  `json:"files"`
 	Loaded     time.Time `json:"loaded"`
-	Reloads    int       `json:"reloads"`
+	// Reloads is how often a changed configuration was taken, Refusals how often one was not, because it was broken.
+	Reloads  int `json:"reloads"`
+	Refusals int `json:"refusals"`
 	// Refused is why the configuration that is on disk now is not used, empty if it is.
 	Refused   string     `json:"refused,omitempty"`
 	Providers []Provider `json:"providers"`
@@ -36,6 +38,9 @@ type Configuration struct {
 	Bytes    int `json:"bytes"`
 	Unlocked int `json:"unlocked"`
 }
+
+// Name is the configuration's, for people and for metrics: "default" or its path, with its --backend-dir where there is one. No two have the same.
+func (c *Configuration) Name() string { return place{c.Config, c.BackendDir}.label() }
 
 // Provider is one that is configured.
 type Provider struct {
@@ -79,7 +84,7 @@ func (a *Agent) Status() Status {
 
 func (s *set) status(l *loaded) Configuration {
 	s.mu.Lock()
-	c := Configuration{Config: s.path, BackendDir: s.backendDir, Files: l.cfg.Sources, Loaded: l.at, Reloads: s.reloads}
+	c := Configuration{Config: s.path, BackendDir: s.backendDir, Files: l.cfg.Sources, Loaded: l.at, Reloads: s.reloads, Refusals: s.refusals}
 	if s.refused.err != nil {
 		c.Refused = s.refused.err.Error()
 	}
