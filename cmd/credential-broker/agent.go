@@ -86,7 +86,7 @@ func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
 	if err != nil {
 		return err
 	}
-	m := metrics.New()
+	m := metrics.New(version)
 	traces, endTraces, err := trace.New(ctx)
 	if err != nil {
 		return err
@@ -108,8 +108,7 @@ func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
 		return err
 	}
 	if n.metrics, err = m.Serve(a.Config().Agent.Metrics, handed.Metrics, n.log); err != nil {
-		n.socket.Remove()
-		return err
+		n.log.Error("the agent serves without metrics", "reason", err.Error()) // better than no agent
 	}
 	if unlocked != nil {
 		n.log.Info("memory is not locked as a whole: only the pages that answers are kept in are, as far as the limit goes", "reason", unlocked.Error())
@@ -192,8 +191,11 @@ loop:
 	}
 	stopServing()
 	failure := <-served
-	if !succeeded {
+	if succeeded {
+		n.metrics.Close() // at once: who scrapes had better not hear now this one's counts and now the other's
+	} else {
 		n.socket.Remove() // who comes from now on does the work itself
+		n.metrics.Remove()
 	}
 	return errors.Join(failure, n.end(context.WithoutCancel(ctx)))
 }
@@ -202,9 +204,7 @@ loop:
 func (n *node) end(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, agentEndTimeout)
 	defer cancel()
-	waited := n.Wait(ctx)
-	n.metrics.Close()
-	return errors.Join(waited, n.Close(ctx))
+	return errors.Join(n.Wait(ctx), n.Close(ctx))
 }
 
 // succeed lets the program's new file, if there is one, take over.
@@ -224,6 +224,7 @@ func (n *node) succeed() bool {
 	if err == nil {
 		defer func() { _ = socket.Close() }()
 		handed := agent.Handed{Socket: socket, Lock: lock, Metrics: n.metrics.File()}
+		defer func() { _ = handed.Metrics.Close() }() // of nil is an error, and no harm
 		var pid int
 		if pid, err = agent.Succeed(n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
 			notify(fmt.Sprintf("MAINPID=%d", pid))
@@ -282,7 +283,7 @@ func (o *options) agentOptions(stderr io.Writer, m *metrics.Metrics, t trace.Fun
 			log, _ := newLog(l, stderr, true) // a file that is not logged to any more is closed when nothing refers to it
 			return log
 		},
-		Complain: complaint, Describe: describeAsJSON, Version: version, Observe: m.Observe, Trace: t,
+		Complain: complaint, Describe: describeAsJSON, Version: version, Observe: m.Observe, ObserveCall: m.ObserveCall, Trace: t,
 	}
 }
 
