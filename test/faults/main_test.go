@@ -22,7 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bin holds what make build makes, and the program that misbehaves as a backend, a kubelet credential provider and a credential helper.
+// bin holds what make build makes, and the program that misbehaves as a backend, a kubelet credential provider and a credential helper. Who runs one test again and again may name a
+// directory in FAULTS_BIN where they are kept from one run to the next; what has changed since they were built is not seen then.
 var bin string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -38,6 +39,16 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "become the parent of orphans:", err)
 		return 1
 	}
+	if bin = os.Getenv("FAULTS_BIN"); bin != "" {
+		if _, err := os.Stat(misbehavePath()); err == nil {
+			return m.Run()
+		}
+		if err := build(bin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "cb-faults-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -45,6 +56,19 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	bin = dir
+	if err := build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// build builds the programs, so that users other than root can run them too. -race among flags makes them instrumented ones.
+func build(dir string, flags ...string) error {
+	cgo := "CGO_ENABLED=0"
+	if slices.Contains(flags, "-race") {
+		cgo = "CGO_ENABLED=1"
+	}
 	for _, target := range [][2]string{
 		{"credential-broker", "../../cmd/credential-broker"},
 		{"backends/credential-backend-exec", "../../cmd/credential-backend-exec"},
@@ -52,21 +76,24 @@ func run(m *testing.M) int {
 		{"backends/credential-backend-ecr", "../../cmd/credential-backend-ecr"},
 		{"backends/credential-backend-misbehave", "./misbehave"},
 	} {
-		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, target[0]), target[1])
-		if strings.HasPrefix(target[1], "../") {
-			build.Dir, build.Args[len(build.Args)-1] = "../..", "./"+strings.TrimPrefix(target[1], "../../")
-		}
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if output, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", target[1], err, output)
-			return 1
+		if err := buildOne(filepath.Join(dir, target[0]), target[1], cgo, flags...); err != nil {
+			return err
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { // users other than root run it
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	return os.Chmod(dir, 0o755)
+}
+
+// buildOne builds one program, which is of this module or of the one above.
+func buildOne(to, target, cgo string, flags ...string) error {
+	build := exec.Command("go", append(append([]string{"build", "-trimpath"}, flags...), "-o", to, target)...)
+	if of, ok := strings.CutPrefix(target, "../../"); ok {
+		build.Dir, build.Args[len(build.Args)-1] = "../..", "./"+of
 	}
-	return m.Run()
+	build.Env = append(os.Environ(), cgo)
+	if output, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", target, err, output)
+	}
+	return nil
 }
 
 func brokerPath() string    { return filepath.Join(bin, "credential-broker") }

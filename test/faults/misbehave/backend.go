@@ -160,6 +160,8 @@ func backend(mode, argument string) {
 	switch mode {
 	case "good":
 		serve(&fake{})
+	case "whose":
+		whose()
 	case "slow":
 		<-time.After(300 * time.Millisecond)
 		serve(&fake{})

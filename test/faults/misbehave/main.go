@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,8 @@ func main() {
 		helper(strings.TrimPrefix(base, "docker-credential-"))
 	case len(os.Args) > 1 && os.Args[1] == "sleep":
 		hang()
+	case len(os.Args) == 3 && os.Args[1] == "dial":
+		dial(os.Args[2])
 	case len(os.Args) > 1:
 		mode, argument, _ := strings.Cut(os.Args[1], " ")
 		provider(mode, argument)
@@ -254,4 +257,11 @@ func helper(mode string) {
 		fmt.Fprintln(os.Stderr, "no such helper:", mode)
 		os.Exit(3)
 	}
+}
+
+// dial sends what is on standard input to a socket, and prints what comes back until the other side hangs up.
+func dial(socket string) {
+	conn := must(net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"}))
+	_, _ = io.Copy(conn, os.Stdin) // the other side may not want to hear it
+	_, _ = io.Copy(os.Stdout, conn)
 }
