@@ -31,6 +31,14 @@ func seeded(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, 0))
 }
 
+// times is how often something is tried: FAULTS_TIMES as often as usual.
+func times(usual int) int {
+	if n, err := strconv.Atoi(os.Getenv("FAULTS_TIMES")); err == nil {
+		return n * usual
+	}
+	return usual
+}
+
 // moment waits for a random number of requests to end: a measure of time that a busy machine stretches as it stretches what goes on within.
 func (l *load) moment(random *rand.Rand, atMost int64) {
 	l.Helper()
@@ -66,7 +74,7 @@ func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
 		n := newNode(t)
 		n.podsAndNode(nil)
 		l := n.loaded(atOnce, n.pullsAsPods)
-		for range 6 {
+		for range times(3) {
 			a := n.start(command{})
 			l.moment(random, 4*atOnce)
 			a.kill()
@@ -84,7 +92,7 @@ func TestTheAgentIsKilledAtAnyMoment(t *testing.T) {
 		n.podsAndNode(object{"agent": object{"socket": n.socket, "autoStart": true, "idleTimeout": "1m"}})
 		l := n.loaded(atOnce, n.pullsAsPods)
 		seen := map[int]bool{}
-		for len(seen) < 5 {
+		for len(seen) < times(3) {
 			var s agentStatus
 			if !until(grace, func() (ok bool) { s, ok = n.status(); return ok && !seen[s.PID] }) {
 				t.Fatal("nobody starts an agent")
@@ -112,7 +120,7 @@ func TestTheAgentsBackendsAreKilledAtAnyMoment(t *testing.T) {
 	a := n.start(command{})
 	l := n.loaded(atOnce, n.pullsAsPods)
 	killed := 0
-	for killed < 25 {
+	for killed < times(10) {
 		l.moment(random, atOnce)
 		s, ok := n.status()
 		if !ok {

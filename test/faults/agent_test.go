@@ -27,7 +27,9 @@ import (
 type node struct {
 	*bench
 	program, backends string
-	socket, log       string
+	// plugin is the program that the kubelet starts, mostly the same.
+	plugin            string
+	conf, socket, log string
 }
 
 func newNode(t *testing.T) *node {
@@ -35,7 +37,7 @@ func newNode(t *testing.T) *node {
 	b := newBench(t)
 	n := &node{
 		bench: b, program: filepath.Join(b.dir, "credential-broker"), backends: filepath.Join(b.dir, "backends"),
-		socket: filepath.Join(b.dir, "run", "agent.sock"), log: filepath.Join(b.dir, "agent.log"),
+		plugin: filepath.Join(b.dir, "credential-broker"), conf: filepath.Join(b.dir, "config.json"), socket: filepath.Join(b.dir, "run", "agent.sock"), log: filepath.Join(b.dir, "agent.log"),
 	}
 	n.install(brokerPath(), n.program)
 	n.install(misbehavePath(), filepath.Join(n.backends, "credential-backend-misbehave"))
@@ -130,7 +132,7 @@ type running struct {
 // start starts an agent and waits until it serves. Shell commands in before run first in the same process.
 func (n *node) start(c command) *running {
 	n.Helper()
-	c.args = append([]string{"agent", "--agent", n.socket, "--config", filepath.Join(n.dir, "config.json")}, c.args...)
+	c.args = append([]string{"agent", "--agent", n.socket, "--config", n.conf}, c.args...)
 	cmd := n.as(n.program, c)
 	return n.started(cmd)
 }
@@ -274,7 +276,7 @@ func (n *node) nothingLeft() {
 
 // pull is one exec plugin, as the kubelet runs it, with an agent's socket in its environment.
 func (n *node) pull(image, token string, more ...string) outcome {
-	cmd := exec.Command(n.program, "--config", filepath.Join(n.dir, "config.json"))
+	cmd := exec.Command(n.plugin, "--config", n.conf)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + n.dir, "TMPDIR=" + n.tmp, "XDG_RUNTIME_DIR=" + n.tmp, n.mark, "CREDENTIAL_BROKER_AGENT=" + n.socket}, more...)
 	cmd.Dir = n.dir
 	cmd.Stdin = strings.NewReader(requestFor(image, token))

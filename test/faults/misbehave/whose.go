@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,7 +36,7 @@ func whose() {
 	if dir := os.Getenv("WHOSE_ALIVE"); dir != "" {
 		census(dir, os.Getenv("WHOSE_MOST"))
 	}
-	generation, binary := os.Getenv("WHOSE_GENERATION"), stamp
+	generation, binary := os.Getenv("WHOSE_GENERATION"), stamp()
 	gets(func(r *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
 		if file := os.Getenv("WHOSE_CALLS"); file != "" {
 			appendLine(file, r.GetImage())
@@ -77,8 +78,17 @@ func whose() {
 	})
 }
 
-// stamp is set by the linker, to tell one build from another.
-var stamp string
+// stamp is what a test has appended to this program's file, to tell it from another: up to eight characters after a zero byte.
+func stamp() string {
+	self := must(os.Open("/proc/self/exe"))
+	end := make([]byte, 9)
+	_ = must(self.ReadAt(end, must(self.Seek(-int64(len(end)), io.SeekEnd))))
+	_ = self.Close()
+	if end[0] != 0 || end[1] != '@' {
+		return ""
+	}
+	return strings.TrimRight(string(end[1:]), " ")
+}
 
 // whosePassword is generation, image or registry, and for whom it is: a token's digest, an account, or nobody.
 func whosePassword(generation, of, token string, byAccount bool) string {
