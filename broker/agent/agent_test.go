@@ -363,6 +363,33 @@ func TestAChangeHoldsFromTheNextRequestOn(t *testing.T) {
 	}
 }
 
+func TestAConfigurationThatChangesWhileItIsReadIsReadAgain(t *testing.T) {
+	s := serving(t, one("first"))
+	s.password(s.resolve(fast.Request{}))
+	load, reads := s.Load, 0
+	s.Load = func(path, backendDir string) (*config.Config, error) {
+		cfg, err := load(path, backendDir)
+		if reads++; reads <= 3 { // of several files this one could have been read before, and another after the change
+			s.write(s.path(), one(fmt.Sprintf("while it is read for the %d. time", reads)))
+		}
+		return cfg, err
+	}
+	s.write(s.path(), one("second"))
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"while it is read for the 3. time"}` {
+		t.Errorf("%s answers", got)
+	}
+	s.Load = func(path, backendDir string) (*config.Config, error) {
+		cfg, err := load(path, backendDir)
+		reads++
+		s.write(s.path(), one(fmt.Sprintf("without end, %d", reads)))
+		return cfg, err
+	}
+	s.write(s.path(), one("third"))
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"while it is read for the 3. time"}` {
+		t.Errorf("%s answers, which nobody can know to be whole", got)
+	}
+}
+
 func TestABrokenConfigurationIsRefusedAndTheOldOneServesOn(t *testing.T) {
 	s := serving(t, one("good"))
 	s.password(s.resolve(fast.Request{}))
