@@ -207,6 +207,7 @@ type agentStatus struct {
 	Version        string `json:"version"`
 	PID            int    `json:"pid"`
 	Requests       int    `json:"requests"`
+	InFlight       int    `json:"inFlight"`
 	Configurations []struct {
 		Config    string `json:"config"`
 		Reloads   int    `json:"reloads"`

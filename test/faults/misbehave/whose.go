@@ -29,6 +29,7 @@ import (
 //	WHOSE_SEES        "account": the answer depends on the token's account and not on the token
 //	WHOSE_LIFE        when the credentials expire; default: never, and then the answer may be kept for an hour; "0": it may not be kept at all
 //	WHOSE_TAKES       how long each answer takes
+//	WHOSE_WAITS       a file; there is no answer before it is gone
 //	WHOSE_CALLS       a file to which a line is added for each call
 //	WHOSE_OUTAGE      a file; while it exists, there is no answer
 //	WHOSE_ALIVE       a directory in which each process has a locked file for as long as it lives; WHOSE_MOST is then where each, when it starts, adds a line with how many there are
@@ -43,6 +44,12 @@ func whose() {
 		}
 		if takes := os.Getenv("WHOSE_TAKES"); takes != "" {
 			<-time.After(must(time.ParseDuration(takes)))
+		}
+		for file := os.Getenv("WHOSE_WAITS"); file != ""; {
+			if _, err := os.Stat(file); err != nil {
+				break
+			}
+			<-time.After(10 * time.Millisecond)
 		}
 		if file := os.Getenv("WHOSE_OUTAGE"); file != "" {
 			if _, err := os.Stat(file); err == nil {
