@@ -8,3 +8,8 @@ require (
 	github.com/credential-broker/credential-broker v0.0.0
 	github.com/google/go-cmp v0.7.0
 )
+
+require (
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
