@@ -67,7 +67,7 @@ type Cache struct {
 	onCall func(Event)
 
 	// background ends when the cache is closed; stop ends it.
-	background context.Context //nolint:containedctx,nolintlint // what the cache does by itself has no caller
+	background context.Context
 	stop       context.CancelFunc
 	tasks      sync.WaitGroup
 
@@ -105,7 +105,7 @@ func New(o Options) *Cache {
 		c.clock = time.Now
 	}
 	if c.random == nil {
-		c.random = rand.Float64 //nolint:gosec // spreads load, hides nothing
+		c.random = rand.Float64
 	}
 	if c.store.maxEntries == 0 {
 		c.store.maxEntries = DefaultMaxEntries
@@ -147,12 +147,11 @@ func (c *Cache) Call(ctx context.Context, provider *config.Provider, request bro
 				return broker.Answer{}, err
 			}
 		case step.flight != nil:
-			answer, err, done := c.await(ctx, q, step)
-			if done {
-				return answer, err
+			if reply := c.await(ctx, q, step); reply != nil {
+				return reply.answer, reply.err
 			}
 		default:
-			return step.answer, step.err
+			return step.reply.answer, step.reply.err
 		}
 	}
 }
@@ -177,10 +176,9 @@ func (q *caller) expired(now time.Time) bool {
 // patience is how long it may still wait for what is not its own call.
 func (q *caller) patience() time.Duration { return q.remaining/2 - time.Since(q.began) }
 
-// step is what a caller does next: return the answer or the error, wait for a pause to end or for a flight, or ask the Source by itself.
+// step is what a caller does next: return a reply, wait for a pause to end or for a flight, or ask the Source by itself.
 type step struct {
-	answer broker.Answer
-	err    error
+	reply  *reply
 	direct bool
 	pause  time.Duration
 	flight *flight
@@ -202,7 +200,7 @@ func (c *Cache) next(ctx context.Context, q *caller) step {
 	}
 	held := c.find(&q.ask, now)
 	if held != nil && (now.Before(held.answer.fresh) || c.down(held, now)) {
-		return c.hit(q, held, now)
+		return step{reply: c.hit(q, held, now)}
 	}
 	if held == nil {
 		if failed := c.remembered(&q.ask, now); failed != nil {
@@ -242,12 +240,8 @@ func (c *Cache) down(i *item, now time.Time) bool {
 }
 
 // hit answers from memory.
-func (c *Cache) hit(q *caller, i *item, now time.Time) step {
-	answer, ok := i.answer.answer()
-	if !ok { // what is in the store has not been wiped
-		c.store.drop(i)
-		return step{direct: true}
-	}
+func (c *Cache) hit(q *caller, i *item, now time.Time) *reply {
+	answer, _ := i.answer.answer() // what is in the store has not been wiped
 	stats := c.statsOf(q.provider)
 	stats.Hits++
 	if !now.Before(i.answer.fresh) {
@@ -258,7 +252,7 @@ func (c *Cache) hit(q *caller, i *item, now time.Time) step {
 	answer = countDown(answer, q.provider, i.answer.life, now)
 	answer.Held = true
 	answer.Parts = []broker.Part{{Name: "cache", Took: time.Since(q.began)}}
-	return step{answer: answer}
+	return &reply{answer: answer}
 }
 
 // use notes that an answer is wanted, which may make a renewal worth it that was not.
@@ -303,7 +297,7 @@ func (c *Cache) failed(q *caller, i *item, now time.Time) step {
 		return step{pause: pause}
 	}
 	c.statsOf(q.provider).Remembered++
-	return step{err: f.remembered(now)}
+	return step{reply: &reply{err: f.remembered(now)}}
 }
 
 func wait(ctx context.Context, d time.Duration) error {

@@ -60,7 +60,7 @@ func TestForget(t *testing.T) {
 		ask1(t, c, q, broker.Request{Image: "r.io/a"})
 		failing(m, broker.Refused)
 		mustFail(t, c, p, broker.Request{Image: "s.io/a"}, broker.Refused)
-		m.answer = nil
+		m.set(nil)
 		if n := c.Forget(func(h Held) bool { return h.Provider == "p" }); n != 2 {
 			t.Errorf("%d dropped", n)
 		}
@@ -153,7 +153,7 @@ func TestRetainDropsWhatBelongsToOthers(t *testing.T) {
 		if o := underWay()[0]; o.err != nil {
 			t.Error(o.err)
 		}
-		m.answer = nil
+		m.set(nil)
 		ask1(t, c, p, broker.Request{Image: "t.io/a"}) // with the configuration that is no more
 		if held := c.Held(); len(held) != 1 || held[0].Provider != "q" {
 			t.Errorf("held: %+v", held)
@@ -185,7 +185,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		if s := c.Stats(); s.Entries != 0 || s.Bytes != 0 {
 			t.Errorf("left: %+v", s)
 		}
-		m.answer = nil
+		m.set(nil)
 		for range 2 {
 			ask1(t, c, p, broker.Request{Image: "r.io/a"})
 		}
@@ -218,9 +218,9 @@ func TestWhatPeopleGetToSeeHoldsNoSecret(t *testing.T) {
 		p := podded("p", config.CacheTypeServiceAccount)
 		tk := token("team", "builder", "uid", time.Now().Add(10*time.Hour))
 		r := broker.Request{Image: "r.io/a", Token: tk}
-		m.answer = func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
+		m.set(func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
 			return broker.Answer{RegistryWide: true, Lease: "lease-x", Credentials: []broker.Credential{{Key: "r.io", Username: "user-x", Password: "hunter2", Expires: time.Now().Add(time.Hour)}}}, nil
-		}
+		})
 		ask1(t, c, p, r)
 		ask1(t, c, p, r)
 		pass(38 * time.Minute)
@@ -258,7 +258,7 @@ func TestStats(t *testing.T) {
 		failing(m, broker.Refused)
 		mustFail(t, c, p, broker.Request{Image: "s.io/a"}, broker.Refused)
 		mustFail(t, c, p, broker.Request{Image: "s.io/a"}, broker.Refused)
-		m.answer = nil
+		m.set(nil)
 		pass(40 * time.Minute)
 		got := c.Stats().Providers[0]
 		want := ProviderStats{Provider: "p", Hits: 1, Misses: 2, Shared: 2, Remembered: 1, Calls: 3, Refused: 1, Renewals: 1, LastFailure: "no", FailedAt: got.FailedAt}

@@ -12,9 +12,9 @@ import (
 
 // failing lets a source fail from now on.
 func failing(m *model, kind broker.Kind) {
-	m.answer = func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
+	m.set(func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
 		return broker.Answer{}, broker.Errorf(kind, "no")
-	}
+	})
 }
 
 func mustFail(t *testing.T, c *Cache, p *config.Provider, r broker.Request, kind broker.Kind) {
@@ -47,7 +47,7 @@ func TestALastingFailureIsRememberedShortly(t *testing.T) {
 				if m.count() != 2 {
 					t.Error("it was asked again though nobody wanted it")
 				}
-				m.answer = nil
+				m.set(nil)
 				ask1(t, c, p, r)
 			})
 		})
@@ -59,7 +59,7 @@ func TestARefusalOfOneImageIsNotAnothers(t *testing.T) {
 		p := node("p")
 		failing(m, broker.Refused)
 		mustFail(t, c, p, broker.Request{Image: "r.io/a"}, broker.Refused)
-		m.answer = nil
+		m.set(nil)
 		ask1(t, c, p, broker.Request{Image: "r.io/b"})
 	})
 }
@@ -75,7 +75,7 @@ func TestAnOutageIsAskedAboutInTheBackground(t *testing.T) {
 		if m.count() != 5 {
 			t.Errorf("calls after %s: %d, want 5", time.Since(began), m.count())
 		}
-		m.answer = nil
+		m.set(nil)
 		pass(15 * time.Second)
 		before := m.count()
 		ask1(t, c, p, r)
@@ -137,7 +137,7 @@ func TestARegistrysOutageIsAskedAboutOnce(t *testing.T) {
 				if n := m.count() - before; n < 4 || n > 16 {
 					t.Errorf("%d calls in four minutes", n)
 				}
-				m.answer = nil
+				m.set(nil)
 				pass(time.Minute)
 				before = m.count()
 				for _, r := range images(20) {
@@ -167,7 +167,7 @@ func TestARequestWaitsForTheNextAttemptIfThatIsSoonEnough(t *testing.T) {
 				p, r := node("p"), broker.Request{Image: "r.io/a"}
 				failing(m, broker.Unavailable)
 				mustFail(t, c, p, r, broker.Unavailable)
-				m.answer = nil
+				m.set(nil)
 				got := atOnce(within(t, test.has), c, p, r)[0]
 				switch {
 				case test.waits && (got.err != nil || got.took != 750*time.Millisecond):
@@ -186,14 +186,14 @@ func TestASuccessEndsTheCounting(t *testing.T) {
 		failing(m, broker.Unavailable)
 		mustFail(t, c, p, r, broker.Unavailable)
 		pass(20 * time.Second)
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			return m.good(p, r, true, 0), nil
-		} // not kept
+		}) // not kept
 		pass(20 * time.Second)
 		ask1(t, c, p, r)
 		failing(m, broker.Unavailable)
 		mustFail(t, c, p, r, broker.Unavailable)
-		if held := c.Held(); len(held) != 1 || held[0].Failures != 1 || held[0].Next.Sub(time.Now()) != 750*time.Millisecond {
+		if held := c.Held(); len(held) != 1 || held[0].Failures != 1 || time.Until(held[0].Next) != 750*time.Millisecond {
 			t.Errorf("held: %+v", held)
 		}
 	})
@@ -201,9 +201,9 @@ func TestASuccessEndsTheCounting(t *testing.T) {
 
 func TestAnUnmarkedErrorAndALateCancellationCountAsUnavailable(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
-		m.answer = func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
+		m.set(func(context.Context, *config.Provider, broker.Request) (broker.Answer, error) {
 			return broker.Answer{}, context.Canceled
-		}
+		})
 		mustFail(t, c, node("p"), broker.Request{Image: "r.io/a"}, broker.Unavailable)
 		if held := c.Held(); len(held) == 0 || held[0].Next.IsZero() {
 			t.Errorf("held: %+v", held)

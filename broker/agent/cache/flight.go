@@ -63,7 +63,7 @@ func timeoutOf(provider *config.Provider) time.Duration {
 func (c *Cache) launch(ctx context.Context, f *flight) *flight {
 	timeout := timeoutOf(f.provider)
 	ctx, f.cancel = context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	closed := context.AfterFunc(c.background, f.cancel)
+	closed := context.AfterFunc(c.background, f.cancel) //nolint:contextcheck // a flight's values are its first caller's, its end is also the cache's
 	f.deadline = time.Now().Add(timeout)
 	f.done = make(chan struct{})
 	c.underWay[f] = true
@@ -120,8 +120,14 @@ func (c *Cache) leave(f *flight, why error) {
 	}
 }
 
-// await waits for a flight, as long as that makes sense for the caller. Not done: the caller has to look again.
-func (c *Cache) await(ctx context.Context, q *caller, s step) (answer broker.Answer, err error, done bool) { //nolint:revive,staticcheck // done says whether the other two mean anything
+// reply is what a caller returns.
+type reply struct {
+	answer broker.Answer
+	err    error
+}
+
+// await waits for a flight, as long as that makes sense for the caller. Nil: the caller has to look again.
+func (c *Cache) await(ctx context.Context, q *caller, s step) *reply {
 	f := s.flight
 	var impatient <-chan time.Time
 	if s.other || s.stale {
@@ -155,29 +161,28 @@ func (c *Cache) await(ctx context.Context, q *caller, s step) (answer broker.Ans
 	now := c.now()
 	if s.stale && !q.expired(now) && (!landed || f.err != nil && !broker.KindOf(f.err).Lasting()) {
 		if held := c.find(&q.ask, now); held != nil {
-			s := c.hit(q, held, now)
-			return s.answer, s.err, !s.direct
+			return c.hit(q, held, now)
 		}
 	}
 	switch {
 	case !landed && ctx.Err() != nil:
-		return broker.Answer{}, ctx.Err(), true
+		return &reply{err: ctx.Err()}
 	case !landed:
 		q.apart = true
-		return broker.Answer{}, nil, false
+		return nil
 	case f.err == nil && s.other && !f.answer.RegistryWide:
 		q.apart = true
-		return broker.Answer{}, nil, false
+		return nil
 	case !s.mine && q.expired(now), f.err == nil && f.echo && q.request.Token != f.request.Token:
 		q.unshared = true
-		return broker.Answer{}, nil, false
+		return nil
 	case f.err != nil && s.other && !f.alike:
 		// Another image's failure need not be this one's. A source that refuses one image is asked for all others at once; one that is not available is asked for one after the other, so as
 		// not to make it worse.
 		q.apart = broker.KindOf(f.err).Lasting()
-		return broker.Answer{}, nil, false
+		return nil
 	}
-	answer = f.answer
+	answer := f.answer
 	answer.Credentials = slices.Clone(answer.Credentials)
 	if f.err == nil && !f.life.obtained.IsZero() {
 		answer = countDown(answer, q.provider, f.life, now)
@@ -185,7 +190,7 @@ func (c *Cache) await(ctx context.Context, q *caller, s step) (answer broker.Ans
 	if !s.mine {
 		answer.Parts = []broker.Part{{Name: "shared", Took: time.Since(q.began)}}
 	}
-	return answer, f.err, true
+	return &reply{answer, f.err}
 }
 
 // land takes in what a flight brought, and tells those who wait.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/image"
 	"github.com/credential-broker/credential-broker/proto/secret"
 )
 
@@ -84,7 +85,7 @@ func (c *Cache) snapshot() handOver {
 	now := c.now()
 	h := handOver{Version: handOverVersion, Key: slices.Clone(c.key[:])}
 	for element := c.store.recency.Back(); element != nil; element = element.Prev() { // Import puts the last one first again
-		i := element.Value.(*item) //nolint:errcheck,revive // the list holds nothing else
+		i := element.Value.(*item) // the list holds nothing else
 		switch {
 		case i.scope != nil:
 			h.Scopes = append(h.Scopes, handedScope{handedAsk: i.ask.handed(), RegistryWide: i.scope.registryWide})
@@ -165,7 +166,8 @@ func (c *Cache) Import(r io.Reader, providers []*config.Provider) (int, error) {
 // taken makes a question of what was handed over, where it is one of a known provider.
 func (c *Cache) taken(from handedAsk, known map[string]*config.Provider) (ask, bool) {
 	provider := known[from.Fingerprint]
-	if provider == nil || len(from.Identity.ID) != len(digest{}) || from.Identity.Pod != (provider.TokenAttributes != nil) {
+	if provider == nil || len(from.Identity.ID) != len(digest{}) || from.Identity.Pod != (provider.TokenAttributes != nil) ||
+		from.Registry != image.Registry(from.Image) {
 		return ask{}, false
 	}
 	who := from.Identity

@@ -25,8 +25,16 @@ type model struct {
 	calls   []string // "call r.io/a", "renew r.io/a lease-1"
 	revoked []string
 	serial  int
-	// answer decides what is answered; nil: one credential for the registry, which expires in an hour.
-	answer func(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error)
+	answer  answerFunc
+}
+
+// answerFunc decides what a model answers; nil: one credential for the registry, which expires in an hour.
+type answerFunc func(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error)
+
+func (m *model) set(answer answerFunc) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.answer = answer
 }
 
 func (m *model) note(format string, args ...any) {
@@ -65,8 +73,11 @@ func (m *model) Revoke(_ context.Context, _ *config.Provider, lease secret.Secre
 }
 
 func (m *model) respond(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
-	if m.answer != nil {
-		return m.answer(ctx, provider, request)
+	m.mu.Lock()
+	answer := m.answer
+	m.mu.Unlock()
+	if answer != nil {
+		return answer(ctx, provider, request)
 	}
 	return m.good(provider, request, true, time.Hour), nil
 }

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,11 +17,11 @@ func TestWhoSharesAnAnswer(t *testing.T) {
 	perToken, perAccount := podded("p", config.CacheTypeToken), podded("p", config.CacheTypeServiceAccount)
 	with := func(token secret.Secret, annotations ...string) broker.Request {
 		r := broker.Request{Image: "r.io/a", Token: token}
-		for i := 0; i < len(annotations); i += 2 {
+		for pair := range slices.Chunk(annotations, 2) {
 			if r.Annotations == nil {
 				r.Annotations = map[string]string{}
 			}
-			r.Annotations[annotations[i]] = annotations[i+1]
+			r.Annotations[pair[0]] = pair[1]
 		}
 		return r
 	}

@@ -280,6 +280,7 @@ func (w *world) Call(ctx context.Context, p *config.Provider, r broker.Request) 
 		return broker.Answer{}, err
 	}
 	switch phase {
+	case healthy:
 	case slowly:
 		if err := wait(ctx, time.Second); err != nil {
 			return fail(err)

@@ -39,9 +39,9 @@ func TestANodesAnswerIsRenewedForADay(t *testing.T) {
 
 func TestALongAnswerIsRenewedForTwoLives(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			return m.good(p, r, true, 10*24*time.Hour), nil
-		}
+		})
 		ask1(t, c, node("p"), broker.Request{Image: "r.io/a"})
 		pass(19 * 24 * time.Hour)
 		if n := m.count(); n < 3 {
@@ -58,7 +58,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 	for random, want := range map[float64]time.Duration{0: 0.5 * 55 * 60e9, 0.9999999: 0.85 * 55 * 60e9} {
 		inBubble(t, Options{Random: func() float64 { return random }}, func(t *testing.T, c *Cache, _ *model) {
 			ask1(t, c, node("p"), broker.Request{Image: "r.io/a"})
-			if got := c.Held()[0].Next.Sub(time.Now()).Round(time.Second); got != want.Round(time.Second) {
+			if got := time.Until(c.Held()[0].Next).Round(time.Second); got != want.Round(time.Second) {
 				t.Errorf("next renewal in %s, want %s", got, want)
 			}
 		})
@@ -85,10 +85,10 @@ func TestAPodsAnswerIsRenewedOnlyWhileThatIsWorthIt(t *testing.T) {
 				p := podded("p", test.cacheType)
 				r := broker.Request{Image: "r.io/a", Token: token("n", "a", "u", time.Now().Add(test.tokens)), Annotations: map[string]string{"a": "1"}}
 				var renewedFor string
-				m.answer = func(_ context.Context, p *config.Provider, got broker.Request) (broker.Answer, error) {
+				m.set(func(_ context.Context, p *config.Provider, got broker.Request) (broker.Answer, error) {
 					renewedFor = madeFor(p, got, true)
 					return m.good(p, got, true, time.Hour), nil
-				}
+				})
 				ask1(t, c, p, r)
 				if test.again {
 					pass(time.Minute)
@@ -115,10 +115,10 @@ func TestAnAccountsLongerTokenMakesARenewalWorthIt(t *testing.T) {
 		began := time.Now()
 		short, long := token("n", "a", "u", began.Add(50*time.Minute)), token("n", "a", "u", began.Add(10*time.Hour))
 		tokens := make(map[string]int)
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			tokens[string(r.Token)]++
 			return m.good(p, r, true, time.Hour), nil
-		}
+		})
 		ask1(t, c, p, broker.Request{Image: "r.io/a", Token: short})
 		pass(10 * time.Minute)
 		ask1(t, c, p, broker.Request{Image: "r.io/a", Token: long})
@@ -164,7 +164,7 @@ func TestACredentialServesOnWhileItsSourceIsDown(t *testing.T) {
 		}
 		pass(4 * time.Minute) // past its hard end: 59 min 30 s
 		mustFail(t, c, p, r, broker.Unavailable)
-		m.answer = nil
+		m.set(nil)
 		pass(time.Minute)
 		ask1(t, c, p, r)
 	})
@@ -176,12 +176,12 @@ func TestRenewalIsTriedAgainAfterAnOutage(t *testing.T) {
 		ask1(t, c, p, r)
 		failing(m, broker.Unavailable)
 		pass(45 * time.Minute) // renewal at 37 min
-		if held := c.Held()[0]; held.Failures < 8 || held.LastFailure != "no" || held.Next.Sub(time.Now()) > time.Minute {
+		if held := c.Held()[0]; held.Failures < 8 || held.LastFailure != "no" || time.Until(held.Next) > time.Minute {
 			t.Errorf("held: %+v", held)
 		}
-		m.answer = nil
+		m.set(nil)
 		pass(time.Minute)
-		if held := c.Held()[0]; held.Failures != 0 || held.Fresh.Sub(time.Now()) < 50*time.Minute {
+		if held := c.Held()[0]; held.Failures != 0 || time.Until(held.Fresh) < 50*time.Minute {
 			t.Errorf("held: %+v", held)
 		}
 	})
@@ -214,7 +214,7 @@ func TestAskedPastItsTimeTheSourceDecides(t *testing.T) {
 		failure broker.Kind
 		took    time.Duration
 	}{
-		{"it answers", func(m *model) { m.answer = nil }, false, -1, 0},
+		{"it answers", func(m *model) { m.set(nil) }, false, -1, 0},
 		{"it is not available", func(m *model) { failing(m, broker.Unavailable) }, true, -1, 0},
 		{"it hangs", func(m *model) { slow(m, time.Hour, nil) }, true, -1, 5 * time.Second},
 		{"it refuses", func(m *model) { failing(m, broker.Refused) }, false, broker.Refused, 0},
@@ -257,9 +257,9 @@ func TestAnAnswerThatIsNoLongerTheRegistrysServesItsImageAlone(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
 		p := node("p")
 		ask1(t, c, p, broker.Request{Image: "r.io/a"})
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			return m.good(p, r, false, time.Hour), nil
-		}
+		})
 		pass(45 * time.Minute)
 		for _, r := range images(2) {
 			if got := ask1(t, c, p, r); string(got.Credentials[0].Password) != madeFor(p, r, false) {
@@ -277,14 +277,14 @@ func TestAnAnswerThatIsNoLongerTheRegistrysServesItsImageAlone(t *testing.T) {
 func TestRenewalsAtOnceAreBounded(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
 		p := node("p")
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			return m.good(p, r, false, time.Hour), nil
-		}
+		})
 		for _, r := range images(100) {
 			ask1(t, c, p, r)
 		}
 		running, most := 0, 0
-		m.answer = func(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			m.mu.Lock()
 			running++
 			most = max(most, running)
@@ -294,7 +294,7 @@ func TestRenewalsAtOnceAreBounded(t *testing.T) {
 			running--
 			m.mu.Unlock()
 			return m.good(p, r, false, time.Hour), nil
-		}
+		})
 		pass(45 * time.Minute)
 		if most != maxBackground || m.count() != 200 {
 			t.Errorf("%d at once, %d calls", most, m.count())

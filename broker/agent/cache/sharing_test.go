@@ -54,7 +54,7 @@ func images(n int) (requests []broker.Request) {
 
 // slow lets a source take its time, and then answer; the answer function may be nil for a good answer that is registry-wide.
 func slow(m *model, takes time.Duration, answer func(provider *config.Provider, request broker.Request) (broker.Answer, error)) {
-	m.answer = func(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
+	m.set(func(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
 		if err := wait(ctx, takes); err != nil {
 			return broker.Answer{}, err
 		}
@@ -62,7 +62,7 @@ func slow(m *model, takes time.Duration, answer func(provider *config.Provider, 
 			return m.good(provider, request, true, time.Hour), nil
 		}
 		return answer(provider, request)
-	}
+	})
 }
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -150,11 +150,11 @@ func TestACancelledRequestFailsNoOther(t *testing.T) {
 func TestACallThatNobodyWaitsForEnds(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
 		ended := make(chan error, 1)
-		m.answer = func(ctx context.Context, _ *config.Provider, _ broker.Request) (broker.Answer, error) {
+		m.set(func(ctx context.Context, _ *config.Provider, _ broker.Request) (broker.Answer, error) {
 			<-ctx.Done()
 			ended <- ctx.Err()
 			return broker.Answer{}, ctx.Err()
-		}
+		})
 		p := node("p")
 		ctx, cancel := context.WithCancel(t.Context())
 		both := begin(ctx, c, p, broker.Request{Image: "r.io/a"}, broker.Request{Image: "r.io/b"})
@@ -167,7 +167,7 @@ func TestACallThatNobodyWaitsForEnds(t *testing.T) {
 		if held := c.Held(); len(held) != 0 {
 			t.Errorf("the cancellation is remembered: %+v", held)
 		}
-		m.answer = nil
+		m.set(nil)
 		ask1(t, c, p, broker.Request{Image: "r.io/a"})
 	})
 }
@@ -205,10 +205,10 @@ func TestAnAnswerThatComesLateIsKept(t *testing.T) {
 
 func TestARequestIsToldWhatTheSourceSaysOfItsTimeout(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
-		m.answer = func(ctx context.Context, _ *config.Provider, _ broker.Request) (broker.Answer, error) {
+		m.set(func(ctx context.Context, _ *config.Provider, _ broker.Request) (broker.Answer, error) {
 			<-ctx.Done()
 			return broker.Answer{}, broker.Errorf(broker.Unavailable, "starting the backend: %w", ctx.Err())
-		}
+		})
 		_, err := c.Call(within(t, 10*time.Second), node("p"), broker.Request{Image: "r.io/a"})
 		if err == nil || !strings.Contains(err.Error(), "starting the backend") {
 			t.Errorf("got %v", err)
@@ -225,13 +225,13 @@ func TestWaitingForAnotherImageTakesNoMoreThanHalfOfTheTime(t *testing.T) {
 					ask1(t, c, p, broker.Request{Image: "r.io/z"})
 					c.Forget(func(Held) bool { return true })
 				}
-				m.answer = func(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+				m.set(func(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 					if r.Image == "r.io/hangs" {
 						<-ctx.Done()
 						return broker.Answer{}, ctx.Err()
 					}
 					return m.good(p, r, false, time.Hour), nil
-				}
+				})
 				outcomes := atOnce(within(t, 8*time.Second), c, p, broker.Request{Image: "r.io/hangs"}, broker.Request{Image: "r.io/a"})
 				if outcomes[0].err == nil || outcomes[1].err != nil || outcomes[1].took != 4*time.Second {
 					t.Errorf("%v, and %v after %s", outcomes[0].err, outcomes[1].err, outcomes[1].took)
@@ -356,12 +356,12 @@ func TestATokenThatIsNotGoodIsNotAnsweredFromMemory(t *testing.T) {
 
 func TestAProviderWithoutTokenAttributesSeesNothingOfThePod(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			if r.Token != "" || r.Annotations != nil {
 				t.Error("it sees the token or annotations")
 			}
 			return m.good(p, r, true, time.Hour), nil
-		}
+		})
 		ask1(t, c, node("p"), broker.Request{Image: "r.io/a", Token: "t", Annotations: map[string]string{"a": "1"}})
 	})
 }

@@ -3,10 +3,13 @@ package cache
 import (
 	"container/heap"
 	"container/list"
+	"maps"
+	"strings"
 	"time"
 
 	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/image"
 	"github.com/credential-broker/credential-broker/proto/secret"
 )
 
@@ -159,7 +162,7 @@ func (s *itemStore) put(i *item) {
 	s.bytes += i.size
 	s.plan(i, i.due)
 	for len(s.items) > s.maxEntries || s.bytes > s.maxBytes {
-		last := s.recency.Back().Value.(*item) //nolint:errcheck,revive // the list holds nothing else
+		last := s.recency.Back().Value.(*item) // the list holds nothing else
 		s.drop(last)
 		s.evicted(last)
 	}
@@ -207,7 +210,7 @@ func (s *itemStore) next() *item {
 }
 
 // schedule is a heap (container/heap) of items, the one that is due first on top.
-type schedule []*item
+type schedule []*item //nolint:recvcheck // container/heap wants it so
 
 func (s schedule) Len() int           { return len(s) }
 func (s schedule) Less(i, j int) bool { return s[i].due.Before(s[j].due) }
@@ -218,7 +221,7 @@ func (s schedule) Swap(i, j int) {
 
 // Push implements heap.Interface.
 func (s *schedule) Push(x any) {
-	i := x.(*item) //nolint:errcheck,revive // the heap holds nothing else
+	i := x.(*item) // the heap holds nothing else
 	i.place = len(*s)
 	*s = append(*s, i)
 }
@@ -262,7 +265,9 @@ func (a *ask) derive(k *hashKey) {
 }
 
 // withoutToken is what may be kept in ordinary memory.
-func (a ask) withoutToken() ask {
-	a.request.Token = ""
-	return a
+func (a *ask) withoutToken() ask {
+	kept := *a
+	kept.request = broker.Request{Image: strings.Clone(a.request.Image), Annotations: maps.Clone(a.request.Annotations)}
+	kept.registry = image.Registry(kept.request.Image)
+	return kept
 }

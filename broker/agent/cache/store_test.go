@@ -19,9 +19,9 @@ import (
 
 // imageScoped lets a source answer for each image alone.
 func imageScoped(m *model) {
-	m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+	m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 		return m.good(p, r, false, time.Hour), nil
-	}
+	})
 }
 
 func TestWhatWasUsedLeastRecentlyGoesFirst(t *testing.T) {
@@ -49,14 +49,14 @@ func TestBytesAreBounded(t *testing.T) {
 	const bound = 200_000
 	inBubble(t, Options{MaxBytes: bound}, func(t *testing.T, c *Cache, m *model) {
 		p := node("p")
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			if strings.HasSuffix(r.Image, "7") {
 				return broker.Answer{}, broker.Errorf(broker.Refused, "%s", strings.Repeat("no ", 10_000))
 			}
 			answer := m.good(p, r, false, time.Hour)
 			answer.Lease = "l"
 			return answer, nil
-		}
+		})
 		for _, r := range images(300) {
 			_, _ = c.Call(t.Context(), p, r)
 			if s := c.Stats(); s.Bytes > bound {
@@ -75,10 +75,13 @@ func TestBytesAreBounded(t *testing.T) {
 
 // An agent that runs for months sees tokens without number, each of which is good for minutes.
 func TestMemoryStaysFlat(t *testing.T) {
-	const requests, accounts = 100_000, 1_000
+	requests, accounts := 100_000, 1_000
+	if testing.Short() {
+		requests = 20_000
+	}
 	synctest.Test(t, func(t *testing.T) {
 		m := &model{}
-		m.answer = func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 			answer := m.good(p, r, false, time.Hour)
 			m.mu.Lock()
 			m.calls = m.calls[:0]
@@ -87,7 +90,7 @@ func TestMemoryStaysFlat(t *testing.T) {
 				return broker.Answer{}, broker.Errorf(broker.Refused, "no")
 			}
 			return answer, nil
-		}
+		})
 		c := New(Options{Source: m})
 		defer c.Close(t.Context())
 		p := podded("p", config.CacheTypeToken)
