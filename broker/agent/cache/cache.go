@@ -431,6 +431,7 @@ func (c *Cache) Forget(match func(Held) bool) (dropped int) {
 	defer c.mu.Unlock()
 	for f := range c.underWay {
 		if match(f.held(ScopeImage)) || match(f.held(ScopeRegistry)) {
+			f.orphan = true
 			c.detach(f)
 		}
 	}

@@ -92,6 +92,9 @@ func TestForgetReachesAnswersThatAreUnderWay(t *testing.T) {
 		if first := early()[0]; first.err != nil {
 			t.Error(first.err)
 		}
+		if held := c.Held(); len(held) != 0 {
+			t.Errorf("what was under way is kept: %+v", held)
+		}
 		if second := late()[0]; second.err != nil || second.answer.Credentials[0].Username != "user-2" {
 			t.Errorf("a request that came later got %+v, %v", second.answer, second.err)
 		}
