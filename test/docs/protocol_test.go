@@ -55,6 +55,8 @@ func TestTheProtocolDocumentHasTheCodesConstants(t *testing.T) {
 		"separated by commas: `" + strconv.Itoa(backendv1.ProtocolVersion) + "`",
 		"| a message, in either direction | " + strconv.Itoa(backendv1.MaxMessageBytes>>20) + " MiB |",
 		"| credentials of one answer | 1,000 |",
+		"| the lease of an answer | " + strconv.Itoa(backendv1.MaxLeaseBytes>>10) + " KiB |",
+		"| spans of one answer | " + strconv.Itoa(backendv1.MaxSpans) + " are used |",
 	} {
 		if !strings.Contains(string(content), want) {
 			t.Errorf("docs/protocol.md does not say %q", want)

@@ -13,12 +13,14 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
@@ -51,6 +53,10 @@ type backend struct {
 	enter  func(context.Context, *backendv1.GetCredentialsRequest) error
 	answer func(*backendv1.GetCredentialsRequest, *backendv1.GetCredentialsResponse)
 	check  func(context.Context) (*backendv1.CheckResponse, error)
+	// renewed changes what Renew is answered; revoke and close are called before their answers.
+	renewed func(lease string, r *backendv1.GetCredentialsResponse)
+	revoke  func(lease string) *backendv1.Error
+	close   func(context.Context) error
 
 	configured atomic.Bool
 	inFlight   atomic.Int64
@@ -60,11 +66,14 @@ const (
 	goodUser     = "puller"
 	goodPassword = "open-sesame-2718"
 	goodImage    = "registry.example:5000/team/app"
+	goodLease    = "lease-of-an-answer-3141"
 )
 
 func newBackend() *backend {
 	b := &backend{
-		name: "good", version: "1.2.3", features: []backendv1.Feature{backendv1.Feature_FEATURE_CHECK},
+		name: "good", version: "1.2.3", features: []backendv1.Feature{
+			backendv1.Feature_FEATURE_CHECK, backendv1.Feature_FEATURE_RENEW, backendv1.Feature_FEATURE_REVOKE, backendv1.Feature_FEATURE_CLOSE,
+		},
 		lifeline: func() { os.Exit(0) },
 		early: func() (*backendv1.GetCredentialsResponse, error) {
 			return &backendv1.GetCredentialsResponse{Error: misconfigured("", "no settings yet")}, nil
@@ -76,7 +85,10 @@ func newBackend() *backend {
 			err = json.Unmarshal(raw, &fields)
 			return fields, err
 		},
-		check: func(context.Context) (*backendv1.CheckResponse, error) { return &backendv1.CheckResponse{}, nil },
+		check:   func(context.Context) (*backendv1.CheckResponse, error) { return &backendv1.CheckResponse{}, nil },
+		renewed: func(string, *backendv1.GetCredentialsResponse) {},
+		revoke:  func(string) *backendv1.Error { return nil },
+		close:   func(context.Context) error { return nil },
 	}
 	b.settings = b.strict
 	return b
@@ -129,6 +141,8 @@ func (b *backend) GetCredentials(ctx context.Context, r *backendv1.GetCredential
 	response := &backendv1.GetCredentialsResponse{Scope: backendv1.Scope_SCOPE_REGISTRY}
 	if host, _, _ := strings.Cut(r.GetImage(), "/"); host == "registry.example:5000" {
 		response.Credentials = []*backendv1.Credential{{Key: host, Username: goodUser, Password: goodPassword, Expires: timestamppb.New(time.Now().Add(time.Hour))}}
+		response.Lease = []byte(goodLease)
+		response.Spans = []*backendv1.Span{{Name: "look up"}}
 	}
 	if b.answer != nil {
 		b.answer(r, response)
@@ -138,6 +152,20 @@ func (b *backend) GetCredentials(ctx context.Context, r *backendv1.GetCredential
 
 func (b *backend) Check(ctx context.Context, _ *backendv1.CheckRequest) (*backendv1.CheckResponse, error) {
 	return b.check(ctx)
+}
+
+func (b *backend) Renew(ctx context.Context, r *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
+	response, err := b.GetCredentials(ctx, r.GetRequest())
+	b.renewed(string(r.GetLease()), response)
+	return response, err
+}
+
+func (b *backend) Revoke(_ context.Context, r *backendv1.RevokeRequest) (*backendv1.RevokeResponse, error) {
+	return &backendv1.RevokeResponse{Error: b.revoke(string(r.GetLease()))}, nil
+}
+
+func (b *backend) Close(ctx context.Context, _ *backendv1.CloseRequest) (*backendv1.CloseResponse, error) {
+	return &backendv1.CloseResponse{}, b.close(ctx)
 }
 
 func (b *backend) serve() {
@@ -234,6 +262,13 @@ func firstCredential(change func(*backendv1.Credential)) func(*backend) {
 				change(c)
 			}
 		}
+	}
+}
+
+// spans has these in each answer.
+func spans(all ...*backendv1.Span) func(*backend) {
+	return func(b *backend) {
+		b.answer = func(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) { r.Spans = all }
 	}
 }
 
@@ -476,6 +511,104 @@ var breakages = []breakage{
 		}
 	}},
 	{rule: "size", name: "gives more than a megabyte", seen: "bytes", change: firstCredential(func(c *backendv1.Credential) { c.Username = strings.Repeat("u", 1<<20) })},
+	{rule: "size", name: "gives a lease of more than 16 KiB", seen: "the lease has 16385 bytes", change: func(b *backend) {
+		b.answer = func(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
+			r.Lease = make([]byte, backendv1.MaxLeaseBytes+1)
+		}
+	}},
+	{rule: "size", name: "tells of 101 spans", seen: "101 spans", change: spans(slices.Repeat([]*backendv1.Span{{Name: "step"}}, 101)...)},
+	{rule: "spans", name: "has a span without a name", seen: "spans[1] has no name", change: spans(&backendv1.Span{Name: "step"}, &backendv1.Span{})},
+	{rule: "spans", name: "counts spans in milliseconds", seen: `spans[0], "step", begins after 0s and lasts 1m40s`, change: spans(&backendv1.Span{Name: "step", Took: durationpb.New(100 * time.Second)})},
+	{rule: "spans", name: "has a span that begins before the call", seen: "less than no time", change: spans(&backendv1.Span{Name: "step", Start: durationpb.New(-1)})},
+	{rule: "renew", name: "crashes over a lease that it does not know", seen: "exited with status 2 when it was asked to renew", change: func(b *backend) {
+		b.renewed = func(lease string, _ *backendv1.GetCredentialsResponse) {
+			if lease != goodLease {
+				os.Exit(2)
+			}
+		}
+	}},
+	{rule: "renew", name: "renews with a key for another image", seen: `: the key of credentials[0], "elsewhere.example", does not match`, change: func(b *backend) {
+		b.renewed = func(_ string, r *backendv1.GetCredentialsResponse) {
+			for _, c := range r.GetCredentials() {
+				c.Key = "elsewhere.example"
+			}
+		}
+	}},
+	{rule: "renew", name: "renews with what has expired", seen: "asked to renew its own answer: credentials[0] expired at", change: func(b *backend) {
+		b.renewed = func(lease string, r *backendv1.GetCredentialsResponse) {
+			if lease == goodLease {
+				r.Credentials[0].Expires = timestamppb.New(time.Now().Add(-time.Second))
+			}
+		}
+	}},
+	{rule: "renew", name: "fails to renew without a reason", seen: "it fails and gives no reason", change: func(b *backend) {
+		b.renewed = func(_ string, r *backendv1.GetCredentialsResponse) { r.Error = &backendv1.Error{} }
+	}},
+	{rule: "renew", name: "knows a lease only in the process that gave it", seen: "asked to renew an answer of another process, it gives no credentials, and no error", change: func(b *backend) {
+		var requests, renewals atomic.Int64
+		b.enter = func(context.Context, *backendv1.GetCredentialsRequest) error { requests.Add(1); return nil }
+		b.renewed = func(lease string, r *backendv1.GetCredentialsResponse) {
+			if renewals.Add(1); lease == goodLease && requests.Load() == renewals.Load() { // none of which was for an answer
+				r.Credentials = nil
+			}
+		}
+	}},
+	{rule: "revoke", name: "crashes over a lease that is no text", seen: "exited with status 2 when it was asked to revoke a lease that is no text", change: func(b *backend) {
+		b.revoke = func(lease string) *backendv1.Error {
+			if !utf8.ValidString(lease) {
+				os.Exit(2)
+			}
+			return nil
+		}
+	}},
+	{rule: "revoke", name: "revokes nothing twice", seen: "asked to revoke an answer that it has revoked, it fails: KIND_REFUSED: no such lease", change: func(b *backend) {
+		var revoked atomic.Bool
+		b.revoke = func(lease string) *backendv1.Error {
+			if lease == goodLease && revoked.Swap(true) {
+				return &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "no such lease"}
+			}
+			return nil
+		}
+	}},
+	{rule: "revoke", name: "gives what it has revoked no more", seen: "after something has been revoked it gives", change: func(b *backend) {
+		var revoked atomic.Bool
+		b.revoke = func(lease string) *backendv1.Error {
+			revoked.Store(revoked.Load() || lease == goodLease)
+			return nil
+		}
+		b.answer = func(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
+			if revoked.Load() {
+				r.Credentials = nil
+			}
+		}
+	}},
+	{rule: "close", name: "hangs when it is closed", seen: "when it was closed, the call ended with gRPC's DeadlineExceeded", hangs: true, change: func(b *backend) {
+		b.close = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	}},
+	{rule: "close", name: "lives on when it has been closed", seen: "closed, it still ran a second after", change: func(b *backend) {
+		var closed atomic.Bool
+		b.close = func(context.Context) error { closed.Store(true); return nil }
+		b.lifeline = func() {
+			if !closed.Load() {
+				os.Exit(0)
+			}
+		}
+	}},
+	{rule: "secrets", name: "prints the lease of an answer", seen: "the lease of an answer is in standard error", change: func(b *backend) {
+		b.answer = func(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
+			fmt.Fprintln(os.Stderr, "lent", string(r.GetLease()))
+		}
+	}},
+	{rule: "secrets", name: "reports a lease that it cannot revoke", seen: "an unknown lease is in the error for the revocation of an unknown lease", change: func(b *backend) {
+		b.revoke = func(lease string) *backendv1.Error {
+			return &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "no lease " + strings.ToValidUTF8(lease, "")}
+		}
+	}},
+	{rule: "secrets", name: "names a span after the token", seen: "the token is in the name of spans[0] for", change: func(b *backend) {
+		b.answer = func(request *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
+			r.Spans = []*backendv1.Span{{Name: "log in with " + request.GetServiceAccountToken()}}
+		}
+	}},
 	{rule: "other-image", name: "gives what it has for every image", seen: `for "registry.example:5000"`, change: func(b *backend) {
 		b.answer = func(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
 			if r.Credentials == nil {

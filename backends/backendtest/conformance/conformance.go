@@ -62,7 +62,7 @@ type Rule struct {
 
 // Rules are all rules, in the order in which they should be judged: each takes for granted what those before it demand.
 func Rules() []Rule {
-	return slices.Concat(startRules(), settingsRules(), answerRules(), loadRules(), endRules())
+	return slices.Concat(startRules(), settingsRules(), answerRules(), longLifeRules(), secretsRules(), loadRules(), endRules())
 }
 
 // Outcome is what came of judging a backend by a rule.

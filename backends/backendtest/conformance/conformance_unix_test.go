@@ -32,11 +32,16 @@ const (
 func TestMain(m *testing.M) {
 	switch mode := os.Getenv(asBackend); {
 	case mode == "served":
-		serveGood()
+		serveGood(served{})
+	case mode == "lends":
+		serveGood(lender{})
 	case mode == "a child":
 		childMain()
 	case mode != "":
 		b := newBackend()
+		if mode == "has no features" {
+			b.features = nil
+		}
 		for _, broken := range breakages {
 			if broken.name == mode {
 				broken.change(b)
@@ -68,9 +73,25 @@ func (served) Credentials(_ context.Context, r backends.Request) (backends.Respo
 	return backends.Response{Scope: backends.ScopeRegistry, Credentials: []backends.Credential{{Key: r.Image.Host(), Username: goodUser, Password: goodPassword}}}, nil
 }
 
+// lender has all that a backend may have.
+type lender struct{ served }
+
+func (l lender) Credentials(ctx context.Context, r backends.Request) (backends.Response, error) {
+	defer backends.Span(ctx, "look up")()
+	response, err := l.served.Credentials(ctx, r)
+	response.Lease = goodLease
+	return response, err
+}
+
+func (l lender) Renew(ctx context.Context, r backends.Request, _ backends.Secret) (backends.Response, error) {
+	return l.Credentials(ctx, r)
+}
+func (lender) Revoke(context.Context, backends.Secret) error { return nil }
+func (lender) Close(context.Context) error                   { return nil }
+
 // serveGood is a backend made with package backends.
-func serveGood() {
-	backends.Serve("good", "1.2.3", func(context.Context, settings) (backends.Backend, error) { return served{}, nil })
+func serveGood(backend backends.Backend) {
+	backends.Serve("good", "1.2.3", func(context.Context, settings) (backends.Backend, error) { return backend, nil })
 }
 
 var errInvalidArgument = status.Error(codes.InvalidArgument, "no path")
@@ -157,15 +178,21 @@ func judge(t *testing.T, o Options, rules ...string) []Result {
 }
 
 func TestGoodBackendsKeepEveryRule(t *testing.T) {
-	for _, c := range []struct{ name, mode string }{
-		{"made with package backends", "served"},
-		{"made by hand with go-plugin", "good"},
+	for _, c := range []struct {
+		name, mode string
+		without    []string // rules about what it does not have
+	}{
+		{"made with package backends", "served", []string{"check", "renew", "revoke", "close"}},
+		{"made with package backends, and all that it offers", "lends", []string{"check"}},
+		{"made by hand with go-plugin", "good", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			for _, r := range judge(t, optionsFor(t, c.mode)) {
 				switch {
-				case r.Rule == "check" && c.mode == "served": // has none: see TestABackendMayHaveNothingToCheck
+				case slices.Contains(c.without, r.Rule): // see TestABackendMayHaveNothingOfAFeature
+				case r.Outcome == NotRun && slices.Contains([]string{"renew", "revoke", "close"}, r.Rule):
+					t.Errorf("%s was not run: %s", r.Rule, r.Reason)
 				case r.Outcome == NotRun:
 					t.Logf("NOT RUN: %s: %s", r.Rule, r.Reason)
 				case r.Outcome != Passed || len(r.Notes) > 0:
@@ -249,9 +276,14 @@ func TestARuleThatCannotBeJudgedIsNotPassed(t *testing.T) {
 	}
 }
 
-func TestABackendMayHaveNothingToCheck(t *testing.T) {
-	for _, r := range judge(t, optionsFor(t, "served"), "check") {
-		if r.Outcome != NotRun || !strings.Contains(r.Reason, "nothing to check") {
+func TestABackendMayHaveNothingOfAFeature(t *testing.T) {
+	for _, r := range judge(t, optionsFor(t, "served"), "check", "renew", "revoke", "close") {
+		if r.Outcome != NotRun || r.Reason != "the backend answers UNIMPLEMENTED: it has nothing to "+r.Rule {
+			t.Errorf("%s: %s %s%s", r.Rule, r.Outcome, r.Reason, r.Seen)
+		}
+	}
+	for _, r := range judge(t, optionsFor(t, "has no features"), "check", "renew", "revoke", "close") {
+		if r.Outcome != NotRun || r.Reason != "the backend does not name FEATURE_"+strings.ToUpper(r.Rule) {
 			t.Errorf("%s: %s %s%s", r.Rule, r.Outcome, r.Reason, r.Seen)
 		}
 	}

@@ -316,16 +316,20 @@ func (t *trial) request(image string) *backendv1.GetCredentialsRequest {
 func (p *process) ask(ctx context.Context, request *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
 	ctx, cancel := p.trial.call(ctx)
 	defer cancel()
-	if deadline, ok := ctx.Deadline(); ok && request.GetDeadline() == nil {
-		mine, _ := proto.Clone(request).(*backendv1.GetCredentialsRequest) // others may ask with the same
-		mine.Deadline = timestamppb.New(deadline)
-		request = mine
-	}
-	response, err := p.rpc.GetCredentials(ctx, request)
-	for i, c := range response.GetCredentials() {
-		p.trial.secrets.addLogin(i, c.GetKey(), c.GetUsername(), c.GetPassword())
-	}
+	response, err := p.rpc.GetCredentials(ctx, p.trial.due(ctx, request))
+	p.trial.remember(response)
 	return response, err
+}
+
+// due is the request with the context's deadline, if it has none.
+func (*trial) due(ctx context.Context, request *backendv1.GetCredentialsRequest) *backendv1.GetCredentialsRequest {
+	deadline, ok := ctx.Deadline()
+	if !ok || request.GetDeadline() != nil {
+		return request
+	}
+	mine := proto.CloneOf(request) // others may ask with the same
+	mine.Deadline = timestamppb.New(deadline)
+	return mine
 }
 
 // broken is the failure of a call that gRPC did not bring back.

@@ -85,9 +85,7 @@ func (t *trial) abandon(ctx context.Context, what string, giveUp func(context.Co
 				request.Deadline = timestamppb.New(deadline)
 			}
 			response, _ := p.rpc.GetCredentials(ctx, request)
-			for i, c := range response.GetCredentials() {
-				t.secrets.addLogin(i, c.GetKey(), c.GetUsername(), c.GetPassword())
-			}
+			t.remember(response)
 		})
 	}
 	waiting.Wait()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -14,14 +15,20 @@ import (
 	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
 )
 
+func secretsRules() []Rule {
+	return []Rule{{Name: "secrets", Demand: "No token, password, lease or secret is in what the backend prints or reports, nor in the arguments of what it starts.", judge: judgeSecrets}}
+}
+
 // judgeSecrets sends secrets wherever secrets can be sent, gives every reason for an error, and looks at all that comes back besides the credentials.
 func judgeSecrets(ctx context.Context, t *trial) error {
 	found := &leaks{trial: t}
 	if err := found.fromSettings(ctx); err != nil {
 		return err
 	}
-	if err := found.fromRequests(ctx); err != nil {
-		return err
+	if !t.failed["settings"] {
+		if err := errors.Join(found.fromRequests(ctx), found.fromLongLife(ctx)); err != nil {
+			return err
+		}
 	}
 	// Whatever is printed late is printed by the end.
 	for _, p := range t.processes {
@@ -107,9 +114,6 @@ func (l *leaks) fromSettings(ctx context.Context) error {
 // fromRequests asks for what there is and for what there is not, with a token.
 func (l *leaks) fromRequests(ctx context.Context) error {
 	t := l.trial
-	if t.failed["settings"] {
-		return nil
-	}
 	p, err := t.configured(ctx)
 	if err != nil {
 		return err
@@ -126,6 +130,7 @@ func (l *leaks) fromRequests(ctx context.Context) error {
 	for _, r := range requests {
 		response, err := p.ask(ctx, r.request)
 		l.lookAtError(r.what, response.GetError(), err)
+		l.lookAtSpans(r.what, response)
 		if !t.failed["check"] { // where Check does not exist, that is what it answers
 			ctx, cancel := t.call(ctx)
 			checked, err := p.rpc.Check(ctx, &backendv1.CheckRequest{
