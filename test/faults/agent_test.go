@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -280,8 +281,23 @@ func (n *node) pull(image, token string, more ...string) outcome {
 	cmd := exec.Command(n.plugin, "--config", n.conf)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + n.dir, "TMPDIR=" + n.tmp, "XDG_RUNTIME_DIR=" + n.tmp, n.mark, "CREDENTIAL_BROKER_AGENT=" + n.socket}, more...)
 	cmd.Dir = n.dir
-	cmd.Stdin = strings.NewReader(requestFor(image, token))
+	stdin, err := filled(requestFor(image, token))
+	if err != nil {
+		return outcome{code: -1, stderr: "not started: " + err.Error()}
+	}
+	defer func() { _ = stdin.Close() }()
+	cmd.Stdin = stdin
 	return finish(cmd)
+}
+
+// filled is a pipe that holds a text and its end already: what reads it need not wait for this process, which a hundred others keep from the processor.
+func filled(text string) (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.WriteString(text)
+	return r, errors.Join(err, w.Close())
 }
 
 // finish runs a process to the end of whoever holds its standard output and error.
