@@ -16,6 +16,7 @@ import (
 const (
 	account     = "123456789012"
 	host        = account + ".dkr.ecr.eu-west-1.amazonaws.com"
+	hosts       = account + ".dkr.ecr.*.amazonaws.com"
 	image       = host + "/team/app"
 	issuer      = "https://oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLE"
 	audience    = "sts.amazonaws.com"

@@ -1,6 +1,6 @@
-// Command cost measures what a token of ECR costs through the broker, against the official provider called directly: whole processes, request in to response out, cold. Everything is
-// measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The fake cloud is one process besides, which serves both, and which must have
-// done the same work for both. docs/performance.md shows a run and explains it.
+// Command cost measures what a token of ECR costs through the broker, against the official provider called directly: whole processes, request in to response out, cold and through an agent;
+// then many requests at once and in a row, and the agent's memory. Everything is measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The
+// fake cloud is one process besides, which serves both, and which must have done the same work for both where nothing is kept. docs/performance.md shows a run and explains it.
 package main
 
 import (
@@ -33,21 +33,30 @@ type measured struct {
 	took  []time.Duration
 }
 
-// goals of the ratio between ours and the official provider's.
-const (
-	goal   = 1.8
-	beyond = 1.5
+// goals of the ratio between ours and the official provider's, or an empty program's.
+type goals struct{ goal, beyond float64 }
+
+var (
+	coldGoals  = goals{1.8, 1.5}
+	warmGoals  = goals{0.22, 0.18}
+	emptyGoals = goals{1.6, 1.3}
 )
 
+func (g goals) String() string {
+	return fmt.Sprintf("(goal: at most %g, beyond: %g)", g.goal, g.beyond)
+}
+
 func main() {
-	rounds := flag.Int("rounds", 41, "how often each thing is measured")
+	rounds := flag.Int("rounds", 41, "how often each request is measured")
+	parts := flag.String("parts", "requests,storm,memory", "what is measured")
+	idle := flag.Bool("idle", false, "wait for the agent to stop idle backends, which takes five minutes, and measure its memory then")
 	serve := flag.Bool("serve", false, "be the fake cloud (for this program's own use)")
 	flag.Parse()
 	var err error
 	if *serve {
 		err = serveCloud()
 	} else {
-		err = measure(*rounds)
+		err = measure(strings.Split(*parts, ","), *rounds, *idle)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cost:", err)
@@ -68,17 +77,21 @@ type bench struct {
 	dir   string
 	cloud *remote
 	all   []*measured
+	// agents are those that run.
+	agents []*agentProcess
+	// registries counts those that were new.
+	registries int
 	// parts are the stages of a request within the backend, as the direct program reports them, by identity.
 	parts map[string]map[string][]time.Duration
 }
 
-func measure(rounds int) (err error) {
+func measure(parts []string, rounds int, idle bool) (err error) {
 	dir, err := os.MkdirTemp("", "credential-broker-cost-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.CloudProviderAWS, emptyProgram, directProgram, trivialBackend); err != nil {
+	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.DockerConfigBackend, program.ExecBackend, program.CloudProviderAWS, emptyProgram, directProgram, trivialBackend); err != nil {
 		return err
 	}
 	remote, err := startCloud()
@@ -91,6 +104,31 @@ func measure(rounds int) (err error) {
 		}
 	}()
 	b := &bench{out: os.Stdout, dir: dir, cloud: remote, parts: map[string]map[string][]time.Duration{}}
+	defer func() {
+		for _, a := range b.agents {
+			err = errors.Join(err, a.close())
+		}
+	}()
+	for _, part := range parts {
+		switch part {
+		case "requests":
+			err = b.requests(rounds)
+		case "storm":
+			err = b.storm()
+		case "memory":
+			err = b.memory(idle)
+		default:
+			err = fmt.Errorf("no part is called %q", part)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// requests measures one request at a time.
+func (b *bench) requests(rounds int) error {
 	if err := b.things(); err != nil {
 		return err
 	}
@@ -128,7 +166,7 @@ func (b *bench) once(m *measured, counts bool) error {
 	if err != nil {
 		return err
 	}
-	if m.work != nil && !done.equal(m.work) {
+	if counts && !done.equal(m.work) {
 		return fmt.Errorf("the cloud did %v for it, and %v before", done, m.work)
 	}
 	m.work = done
@@ -153,6 +191,9 @@ const (
 	theirs    = "the official provider, "
 	ours      = "credential-broker, backend ecr, "
 	inProcess = "the backend's work in one process, "
+	warm      = "credential-broker, the agent holds the answer, "
+	miss      = "credential-broker, the agent asks its backend, "
+	absent    = "credential-broker, backend ecr, no agent where one is named, "
 )
 
 func (b *bench) things() error {
@@ -173,11 +214,14 @@ func (b *bench) things() error {
 		}
 	}
 	for _, id := range b.cloud.Identities {
-		config, err := b.config(host, "ecr", id.Token != "")
+		config, err := b.config(hosts, "ecr", id.Token != "")
 		if err != nil {
 			return err
 		}
 		if err := errors.Join(b.whole(theirs+id.Name, id, program.CloudProviderAWS), b.whole(ours+id.Name, id, program.Broker, "--config", config)); err != nil {
+			return err
+		}
+		if err := b.throughAgent(id, config); err != nil {
 			return err
 		}
 		if id.Token != "" {
@@ -202,20 +246,56 @@ func (b *bench) things() error {
 	return nil
 }
 
+// throughAgent adds what there is to measure of an agent of this identity.
+func (b *bench) throughAgent(id identity, config string) error {
+	agent, err := b.startAgent(id, config)
+	if err != nil {
+		return err
+	}
+	if err := b.whole(absent+id.Name, id.asking(filepath.Join(b.dir, "nobody.sock")), program.Broker, "--config", config); err != nil {
+		return err
+	}
+	asking := id.asking(agent.socket)
+	if err := b.whole(miss+id.Name, asking, program.Broker, "--config", config); err != nil {
+		return err
+	}
+	b.all[len(b.all)-1].cmd = func() *exec.Cmd {
+		cmd, _ := b.command(asking, b.newRegistry()+"/team/app", program.Broker, "--config", config)
+		return cmd
+	}
+	return b.whole(warm+id.Name, asking, program.Broker, "--config", config)
+}
+
+// newRegistry is the host of a registry that nobody has been asked about: both the agent and the ECR backend keep a region's token.
+func (b *bench) newRegistry() string {
+	b.registries++
+	return fmt.Sprintf("%s.dkr.ecr.eu-west-%d.amazonaws.com", account, 100+b.registries)
+}
+
 // whole is a whole request.
 func (b *bench) whole(name string, id identity, p program.Program, args ...string) error {
+	_, err := b.command(id, image, p, args...)
+	b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd {
+		cmd, _ := b.command(id, image, p, args...) // which has been made once
+		return cmd
+	}})
+	return err
+}
+
+// command is a program that is given the kubelet's request.
+func (b *bench) command(id identity, image string, p program.Program, args ...string) (*exec.Cmd, error) {
 	request := map[string]any{"apiVersion": "credentialprovider.kubelet.k8s.io/v1", "kind": "CredentialProviderRequest", "image": image}
 	if id.Token != "" {
 		request["serviceAccountToken"], request["serviceAccountAnnotations"] = id.Token, map[string]string{annotation: podRole}
 	}
 	stdin, err := json.Marshal(request)
-	b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd {
-		cmd := exec.Command(b.path(p), args...)
-		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir, "TMPDIR=" + b.dir}, id.Env...)
-		cmd.Stdin = bytes.NewReader(stdin)
-		return cmd
-	}})
-	return err
+	cmd := exec.Command(b.path(p), args...)
+	cmd.Env, cmd.Stdin = b.environment(id), bytes.NewReader(stdin)
+	return cmd, err
+}
+
+func (b *bench) environment(id identity) []string {
+	return append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir, "TMPDIR=" + b.dir}, id.Env...)
 }
 
 // config writes a broker configuration with one provider.
@@ -228,7 +308,7 @@ func (b *bench) config(pattern, backend string, token bool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(b.dir, fmt.Sprintf("%s-%s-%t.json", backend, pattern, token))
+	file := filepath.Join(b.dir, fmt.Sprintf("%s-%s-%t.json", backend, strings.ReplaceAll(pattern, "*", "any"), token))
 	return file, os.WriteFile(file, data, 0o600)
 }
 
@@ -240,6 +320,13 @@ func (b *bench) sameWork() error {
 		fmt.Fprintf(b.out, "the cloud's work, %s: %v\n", id.Name, a)
 		if !a.equal(c) {
 			return fmt.Errorf("%s: the cloud's work for the official provider is %v, for the broker %v", id.Name, a, c)
+		}
+		if c := byName[absent+id.Name].work; !a.equal(c) {
+			return fmt.Errorf("%s: the cloud's work for the broker without the agent that is named is %v, want %v", id.Name, c, a)
+		}
+		fmt.Fprintf(b.out, "  through an agent that holds nothing: %v\n", byName[miss+id.Name].work)
+		if c := byName[warm+id.Name].work; !c.equal(work{"TLS connections": 0}) {
+			return fmt.Errorf("%s: the cloud's work is %v where the agent holds the answer, want none", id.Name, c)
 		}
 	}
 	fmt.Fprintln(b.out)
@@ -262,11 +349,18 @@ func (b *bench) report() {
 		fmt.Fprintf(b.out, "%-68s %9s %9s %9s %9.2f\n", m.name, ms(median(m.took)), ms(sorted[0]), ms(sorted[len(sorted)-1]), ratio(m, byName[empty]))
 	}
 	fmt.Fprintln(b.out)
+	compare := func(what, a, c string, goals any) {
+		fmt.Fprintf(b.out, "%-68s %9.2f   %v\n", what, ratio(byName[a], byName[c]), goals)
+	}
 	for _, id := range b.cloud.Identities {
-		fmt.Fprintf(b.out, "%-68s %9.2f   (goal: at most %.1f, beyond: %.1f)\n", "ours × the official provider, "+id.Name, ratio(byName[ours+id.Name], byName[theirs+id.Name]), goal, beyond)
-		if m := byName[inProcess+id.Name]; m != nil {
-			fmt.Fprintf(b.out, "%-68s %9.2f\n", "  our work in one process × the official provider", ratio(m, byName[theirs+id.Name]))
+		compare("ours × the official provider, "+id.Name, ours+id.Name, theirs+id.Name, coldGoals)
+		if byName[inProcess+id.Name] != nil {
+			compare("  our work in one process × the official provider", inProcess+id.Name, theirs+id.Name, "")
 		}
+		compare("  ours, the agent holds the answer × the official provider", warm+id.Name, theirs+id.Name, warmGoals)
+		compare("  ours, the agent holds the answer × an empty Go program", warm+id.Name, empty, emptyGoals)
+		compare("  ours, the agent asks its backend × the official provider", miss+id.Name, theirs+id.Name, "")
+		compare("  ours, no agent where one is named × ours without one", absent+id.Name, ours+id.Name, "")
 	}
 	fmt.Fprintln(b.out)
 	part := func(what string, d time.Duration) { fmt.Fprintf(b.out, "%-68s %9s\n", what, ms(d)) }
@@ -280,6 +374,7 @@ func (b *bench) report() {
 	for _, id := range b.cloud.Identities {
 		between("what ECR adds to the broker with a trivial backend, "+id.Name, ours+id.Name, trivial)
 		between("the official provider's work after its start, "+id.Name, theirs+id.Name, help)
+		between("what looking for an agent that is not there adds, "+id.Name, absent+id.Name, ours+id.Name)
 		parts := b.parts[id.Name]
 		for _, name := range []string{"all", "configuration", "connection", "TLS handshake", "API call"} {
 			if d := parts[name]; len(d) > 0 {
@@ -300,14 +395,18 @@ func difference(a, c *measured) time.Duration {
 
 // ratio is the median of the ratios of a and b within each round.
 func ratio(a, b *measured) float64 {
-	ratios := make([]float64, len(a.took))
-	for i := range a.took {
-		ratios[i] = float64(a.took[i]) / float64(b.took[i])
+	return paired(a.took, b.took)
+}
+
+func paired(a, b []time.Duration) float64 {
+	ratios := make([]float64, len(a))
+	for i := range a {
+		ratios[i] = float64(a[i]) / float64(b[i])
 	}
 	return median(ratios)
 }
 
-func median[T ~int64 | ~float64](values []T) T {
+func median[T ~int | ~int64 | ~float64](values []T) T {
 	return slices.Sorted(slices.Values(values))[len(values)/2]
 }
 

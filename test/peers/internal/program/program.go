@@ -21,6 +21,9 @@ type Program struct {
 var (
 	Broker     = Program{"credential-broker", "../..", "./cmd/credential-broker"}
 	ECRBackend = Program{"backends/credential-backend-ecr", "../..", "./cmd/credential-backend-ecr"}
+
+	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", "../..", "./cmd/credential-backend-dockerconfig"}
+	ExecBackend         = Program{"backends/credential-backend-exec", "../..", "./cmd/credential-backend-exec"}
 )
 
 // The peers.
