@@ -123,7 +123,11 @@ func (o *options) ask(cmd *cobra.Command, operation fast.Operation, body []byte,
 func (o *options) findAgent() (string, error) {
 	socket, given := o.agentSocket()
 	if !given {
-		cfg, err := o.load()
+		// What is wrong with the rest of the configuration does not matter: that is what the agent is asked about.
+		cfg, problems, err := o.inspect()
+		if err == nil && cfg.Agent.Socket == "" && len(problems) > 0 {
+			err = problems
+		}
 		if err != nil {
 			return "", fmt.Errorf("where is the agent? Neither --agent nor %s says it, and the configuration cannot be read: %w", kubelet.AgentVariable, err)
 		}
