@@ -36,8 +36,6 @@ func (a *Agent) serve(ctx context.Context, conn *net.UnixConn) {
 		a.Logger().Warn("somebody else's request was not heard", "uid", uid, "want", a.uid)
 		return
 	}
-	a.inFlight.Add(1)
-	defer a.inFlight.Add(-1)
 	_ = conn.SetReadDeadline(time.Now().Add(readTimeout))
 	request, problem, err := readRequest(conn)
 	if err != nil {
@@ -123,6 +121,8 @@ func (r *replier) keepWorking(stop <-chan struct{}) {
 
 func (a *Agent) do(ctx context.Context, r fast.Request) fast.Reply {
 	if r.Operation == fast.Resolve || r.Operation == fast.Get { // who only looks, a watchdog above all, keeps nobody up
+		a.inFlight.Add(1)
+		defer a.inFlight.Add(-1)
 		a.lastAsked.Store(a.Now().UnixNano())
 		defer func() { a.lastAsked.Store(a.Now().UnixNano()) }()
 	}
