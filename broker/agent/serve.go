@@ -133,6 +133,7 @@ func (a *Agent) do(ctx context.Context, r fast.Request) fast.Reply {
 	case fast.Get:
 		return a.get(ctx, r)
 	case fast.Status:
+		a.Refresh(ctx) // what has just been written counts
 		return a.jsonReply(a.Status(), nil)
 	case fast.Forget:
 		return a.jsonReply(a.forget(r)) //nolint:contextcheck // what is revoked goes on after the reply
