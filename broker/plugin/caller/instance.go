@@ -84,7 +84,7 @@ func (in *instance) run(ctx context.Context) {
 	k.mu.Unlock()
 
 	if err == nil {
-		in.mind()
+		in.mind() //nolint:contextcheck // a process outlives the call that it was started for
 	}
 }
 

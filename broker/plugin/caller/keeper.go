@@ -79,7 +79,7 @@ func NewKeeper(o KeeperOptions) *Keeper {
 		k.now = time.Now
 	}
 	if k.random == nil {
-		k.random = rand.Float64 //nolint:gosec // it spreads pauses and guards nothing
+		k.random = rand.Float64
 	}
 	if k.logger == nil {
 		k.logger = slog.Default()

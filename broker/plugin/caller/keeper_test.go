@@ -91,7 +91,7 @@ func (a *actor) until(ctx context.Context, done <-chan time.Time) error {
 	}
 }
 
-func (a *actor) GetCredentials(ctx context.Context, r *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
+func (a *actor) GetCredentials(ctx context.Context, _ *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
 	a.note("get")
 	select {
 	case <-a.ended:
@@ -189,6 +189,11 @@ func newStage(t *testing.T, o KeeperOptions, starter func(ctx context.Context, n
 		return a, nil
 	}
 	return st
+}
+
+// always starts the same kind of actor each time.
+func always(start func() *actor) func(context.Context, int) (*actor, error) {
+	return func(context.Context, int) (*actor, error) { return start(), nil }
 }
 
 // replaceFile puts another file in the backend's place.
@@ -745,13 +750,13 @@ func TestRetainStopsTheOthersWhenTheirCallsAreDone(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
-	slow := func(context.Context, int) (*actor, error) {
+	slow := always(func() *actor {
 		a := &actor{features: []backendv1.Feature{backendv1.Feature_FEATURE_CLOSE}}
 		a.get = func(ctx context.Context) (*backendv1.GetCredentialsResponse, error) {
 			return a.answer(), a.until(ctx, time.After(5*time.Second))
 		}
-		return a, nil
-	}
+		return a
+	})
 	t.Run("waits for the calls that are going on, and takes no more", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := newStage(t, KeeperOptions{}, slow)
