@@ -151,6 +151,23 @@ func TestARegistrysOutageIsAskedAboutOnce(t *testing.T) {
 	}
 }
 
+func TestFailuresThatComeTogetherCountAsOne(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
+		p := node("p")
+		failing(m, broker.Unavailable)
+		atOnce(within(t, 100*time.Millisecond), c, p, images(20)...)
+		m.set(nil)
+		pass(2 * time.Second)
+		before := m.count()
+		for _, r := range images(20) {
+			ask1(t, c, p, r)
+		}
+		if m.count() != before {
+			t.Error("a moment's failure of many images made the pause a long one")
+		}
+	})
+}
+
 func TestARequestWaitsForTheNextAttemptIfThatIsSoonEnough(t *testing.T) {
 	tests := []struct {
 		name  string

@@ -189,20 +189,23 @@ func TestRenewalIsTriedAgainAfterAnOutage(t *testing.T) {
 
 func TestAnAnswerWhoseRenewalIsRefusedServesToItsEndAndNoLonger(t *testing.T) {
 	for _, kind := range []broker.Kind{broker.Refused, broker.Misconfigured} {
-		t.Run(kind.String(), func(t *testing.T) {
-			inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
-				p, r := node("p"), broker.Request{Image: "r.io/a"}
-				ask1(t, c, p, r)
-				failing(m, kind)
-				pass(54 * time.Minute)
-				ask1(t, c, p, r)
-				if m.count() != 2 {
-					t.Errorf("calls: %q", m.made())
-				}
-				pass(2 * time.Minute)
-				mustFail(t, c, p, r, kind)
+		for _, later := range []broker.Kind{kind, broker.Unavailable} { // an outage does not make it good again
+			t.Run(fmt.Sprintf("%s, then %s", kind, later), func(t *testing.T) {
+				inBubble(t, Options{}, func(t *testing.T, c *Cache, m *model) {
+					p, r := node("p"), broker.Request{Image: "r.io/a"}
+					ask1(t, c, p, r)
+					failing(m, kind)
+					pass(54 * time.Minute)
+					ask1(t, c, p, r)
+					if m.count() != 2 {
+						t.Errorf("calls: %q", m.made())
+					}
+					failing(m, later)
+					pass(2 * time.Minute)
+					mustFail(t, c, p, r, later)
+				})
 			})
-		})
+		}
 	}
 }
 
