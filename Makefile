@@ -22,7 +22,7 @@ COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
 GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: help build demo test race lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build demo dashboard test race lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ build: ## Build bin/credential-broker and bin/backends/credential-backend-*
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .
+
+dashboard: build ## Draw docs/dashboard.svg: the Grafana dashboard, of a real agent and Prometheus under load (5 minutes; installs Debian's prometheus)
+	@cd test/dashboard && go run .
 
 test: build ## Run every test, of this module, those below test/ and the examples (MODULES=, PKGS=)
 	@tools/test.sh
