@@ -15,6 +15,7 @@ COMMIT  ?= $(shell git describe --always --exclude '*' --abbrev=12 --dirty 2>/de
 MODULES  ?= . $(patsubst %/go.mod,%,$(wildcard test/*/go.mod examples/*/go.mod))
 PKGS     ?= ./...
 FUZZTIME ?= 30s
+SOAK     ?= 10m
 BENCH    ?= .
 export MODULES PKGS FUZZTIME BENCH
 
@@ -22,7 +23,7 @@ COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
 GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
-.PHONY: help build demo dashboard test race lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,10 @@ test: build ## Run every test, of this module, those below test/ and the example
 
 race: build ## Run the tests under the race detector, save those that need the kubelet's code (MODULES=, PKGS=)
 	@tools/test.sh -race
+
+soak: ## Run an agent that the race detector watches under a mixed load for SOAK (10m)
+	@tools/compiler.sh
+	@cd test/faults && CGO_ENABLED=1 SOAK=$(SOAK) go test -race -count=1 -timeout 0 -run '^TestSoak$$' -v .
 
 lint: ## Check formatting, vet, golangci-lint, buf, go.mod files and paths of one machine (MODULES=, PKGS=)
 	@tools/lint.sh
