@@ -4,7 +4,10 @@ go 1.26.0
 
 replace github.com/credential-broker/credential-broker => ../..
 
-require github.com/credential-broker/credential-broker v0.0.0
+require (
+	github.com/credential-broker/credential-broker v0.0.0
+	github.com/google/go-cmp v0.7.0
+)
 
 require (
 	github.com/aws/aws-sdk-go-v2 v1.48.0 // indirect

@@ -164,6 +164,12 @@ const audience = "sts.amazonaws.com"
 
 // askBroker starts the broker as the kubelet does, with one provider.
 func askBroker(s *scene) raw {
+	return s.kubelet(s.run(s.request(), path(program.Broker), "--config", s.brokerConfig(nil)))
+}
+
+// brokerConfig writes a configuration with one provider, for the scene's image, and gives its path. top are settings of the whole broker.
+func (s *scene) brokerConfig(top map[string]any) string {
+	s.Helper()
 	host, _, _ := strings.Cut(s.image, "/")
 	provider := map[string]any{"name": "ecr", "backend": "ecr", "matchImages": []string{host}, "inheritEnv": []string{"AWS_*"}, "config": s.settings}
 	if s.settings == nil {
@@ -175,10 +181,9 @@ func askBroker(s *scene) raw {
 	if s.token != "" {
 		provider["tokenAttributes"] = map[string]any{"serviceAccountTokenAudience": audience, "optionalServiceAccountAnnotationKeys": []string{roleAnnotation}}
 	}
-	config := s.write("broker.json", encode(s.T, map[string]any{
-		"apiVersion": "credential-broker.io/v1alpha1", "kind": "BrokerConfig", "providers": []any{provider},
-	}), 0o600)
-	return s.kubelet(s.run(s.request(), path(program.Broker), "--config", config))
+	config := map[string]any{"apiVersion": "credential-broker.io/v1alpha1", "kind": "BrokerConfig", "providers": []any{provider}}
+	maps.Copy(config, top)
+	return s.write("broker.json", encode(s.T, config), 0o600)
 }
 
 // askHelper does what docker does with a credential helper.
