@@ -16,6 +16,9 @@ import (
 	"github.com/credential-broker/credential-broker/test/peers/internal/program"
 )
 
+// abandoned is when an agent ends that nobody has asked for so long: whoever started it has been killed.
+const abandoned = 15 * time.Minute
+
 // agentVariable is how the kubelet's entry names the agent.
 const agentVariable = "CREDENTIAL_BROKER_AGENT"
 
@@ -33,7 +36,7 @@ func (b *bench) startAgent(id identity, config string) (*agentProcess, error) {
 		return nil, err
 	}
 	a := &agentProcess{socket: filepath.Join(dir, "agent.sock"), config: config}
-	a.cmd = exec.Command(b.path(program.Broker), "agent", "--config", config, "--agent", a.socket)
+	a.cmd = exec.Command(b.path(program.Broker), "agent", "--config", config, "--agent", a.socket, "--idle-timeout", abandoned.String())
 	a.cmd.Env, a.cmd.Stderr = b.environment(id), &a.said
 	if err := a.cmd.Start(); err != nil {
 		return nil, err
