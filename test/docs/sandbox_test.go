@@ -61,6 +61,10 @@ func newSandbox(t *testing.T, repo, bin string) *sandbox {
 	if err := s.shell.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// What a document has left running, an agent say, ends with it.
+	if _, err := fmt.Fprintln(s.in, "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT"); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		_ = s.in.Close()
 		_ = s.shell.Wait()
