@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -58,6 +59,29 @@ func inPlace(dir string) error {
 	return nil
 }
 
+// waitStatus is the command waitstatus: it waits until the agent of config.yaml serves.
+func waitStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: waitstatus")
+	}
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		status := exec.Command(filepath.Join(bin, "credential-broker"), "status", "--config", ts.MkAbs("config.yaml"))
+		output, err := status.CombinedOutput()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			ts.Fatalf("the agent does not serve: %s", output)
+		}
+	}
+}
+
 func TestCommand(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -65,6 +89,7 @@ func TestCommand(t *testing.T) {
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
 			return inPlace(env.WorkDir)
 		},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"waitstatus": waitStatus},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})
