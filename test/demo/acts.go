@@ -160,6 +160,7 @@ func (d *demo) epilogue() {
 		{"bin/credential-broker help", "every command, with an example each"},
 		{"docs/write-a-backend.md", "the example backend, from nothing in ten minutes"},
 		{"docs/install.md", "on a node: one entry for the kubelet"},
+		{"docs/agent.md", "the agent, on a node"},
 		{"docs/migrate.md", "from the kubelet's entries that you have"},
 	} {
 		fmt.Fprintf(d.out, "  %s%s %s\n", d.paint(cyan, hint[0]), strings.Repeat(" ", max(0, 28-len(hint[0]))), hint[1])
@@ -244,6 +245,9 @@ func (d *demo) cmd(ctx context.Context, args ...string) *exec.Cmd {
 	cmd.Dir = d.dir
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "CREDENTIAL_BROKER_") })
 	cmd.Env = append(cmd.Env, "CREDENTIAL_BROKER_CONFIG="+filepath.Join(d.dir, "config.yaml"))
+	if d.agent != "" {
+		cmd.Env = append(cmd.Env, kubelet.AgentVariable+"="+d.agent)
+	}
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }

@@ -1,5 +1,5 @@
 // Command demo shows the broker at work on this machine, without root and without the Internet: a private registry, three backends, one answer, and a pull that works
-// because of it. Every line with a tick was checked a moment before it was printed; one that does not hold ends the demo with exit status 1.
+// because of it, with an agent too. Every line with a tick was checked a moment before it was printed; one that does not hold ends the demo with exit status 1.
 //
 // It runs the built executables (`make demo` builds them) and has its own files in a private temporary directory, so that it can run beside itself.
 package main
@@ -46,7 +46,7 @@ func run(ctx context.Context, root string, s *screen) error {
 	if err := d.prepare(ctx, root); err != nil {
 		return errors.Join(err, d.close())
 	}
-	for _, act := range []func(context.Context) error{d.privateRegistry, d.whoIsAsked, d.oneAnswer, d.oneDies} {
+	for _, act := range []func(context.Context) error{d.privateRegistry, d.whoIsAsked, d.oneAnswer, d.oneDies, d.throughAnAgent} {
 		if err := act(ctx); err != nil {
 			return errors.Join(err, d.close())
 		}
@@ -65,6 +65,7 @@ type demo struct {
 	broker   string // the built executable
 	registry *registry
 	image    string // as the kubelet names it
+	agent    string // the socket of the agent that is asked; empty: none
 }
 
 // prepare makes the directory, the registry, the backends and the configuration.
