@@ -153,7 +153,11 @@ func TestACredentialServesOnWhileItsSourceIsDown(t *testing.T) {
 			t.Error("a fresh answer says how long it may be kept, though its expiry does")
 		}
 		pass(2 * time.Minute) // past its time: 55 min
+		before := m.count()
 		got := atOnce(t.Context(), c, p, r, broker.Request{Image: "r.io/b"})
+		if m.count() != before {
+			t.Error("a source that is known to be down was asked for each request")
+		}
 		for _, o := range got {
 			if o.err != nil || o.took != 0 || o.answer.Credentials[0].Username != first.Credentials[0].Username || o.answer.CacheDuration == nil || *o.answer.CacheDuration != 0 {
 				t.Errorf("got %+v, %v after %s", o.answer, o.err, o.took)
