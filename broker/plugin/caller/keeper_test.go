@@ -491,7 +491,7 @@ func TestACrashLoopIsSlowedDownAndEndsWithTheFirstAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 		mended = false
-		before := st.started()
+		before, died := st.started(), time.Now()
 		st.actor(1).die("exited with status 2")
 		synctest.Wait()
 		if _, err := st.ask(t); err == nil {
@@ -499,6 +499,9 @@ func TestACrashLoopIsSlowedDownAndEndsWithTheFirstAnswer(t *testing.T) {
 		}
 		if got := st.started() - before; got != 3 {
 			t.Errorf("after an answer there were %d starts for one call, want 3: the pauses begin anew", got)
+		}
+		if took := time.Since(died); took != 100*time.Millisecond {
+			t.Errorf("they took %s, want 100ms: the end of a process that has answered is no failed start", took)
 		}
 		st.end(t)
 	})

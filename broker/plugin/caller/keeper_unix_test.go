@@ -219,6 +219,9 @@ func newest(pids []int, dir string) (pid int) {
 func TestAFileReplacedUnderLoadCostsNoCallAndAnswersFromThenOn(t *testing.T) {
 	k := newKeeping(t, KeeperOptions{})
 	provider := k.scripted(t, "0")
+	if _, err := k.ask(ctx(t), provider, "registry.example/before"); err != nil {
+		t.Fatal(err)
+	}
 	_, stop := k.load(t, provider)
 	for i := 1; i <= 20 && !t.Failed(); i++ {
 		k.write(t, strconv.Itoa(i))

@@ -29,7 +29,7 @@ func coldMain(dir string) {
 	mode, self := os.Getenv("MODE"), os.Args[0]
 	c := New(Options{BaseDirs: []string{filepath.Join(dir, "b")}, Logger: slog.New(slog.DiscardHandler), Environ: []string{}, Slots: os.Getenv("NO_SLOTS") == ""})
 	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // who has waited for half of it does not count
 	defer cancel()
 	provider := &config.Provider{Name: mode, Backend: self, Env: []config.EnvVar{{Name: asBackend, Value: mode}, {Name: "COUNT", Value: filepath.Join(dir, "count")}}}
 	answer, err := c.Call(ctx, provider, broker.Request{Image: "registry.example/app"})
