@@ -125,7 +125,7 @@ func TestRequestsInFlightAreAnsweredOnSIGTERM(t *testing.T) {
 	for i := range requests {
 		go func() { outcomes <- n.pull(fmt.Sprintf("%s-%d", anImage, i), "") }()
 	}
-	if !until(grace, func() bool { s, _ := n.status(); return s.InFlight >= requests+1 }) { // and the asking for the status
+	if !until(grace, func() bool { s, _ := n.status(); return s.InFlight >= requests }) {
 		t.Fatal("the requests do not come to the agent")
 	}
 	_ = a.cmd.Process.Signal(syscall.SIGTERM)

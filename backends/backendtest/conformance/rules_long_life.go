@@ -127,7 +127,7 @@ func judgeRenew(ctx context.Context, t *trial) error {
 		case err != nil:
 			return p.broken("asked to renew "+what, err)
 		}
-		if err := checkRenewal(response, "asked to renew "+what, image); err != nil {
+		if err := t.checkRenewal(response, "asked to renew "+what, image); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func judgeRenew(ctx context.Context, t *trial) error {
 		case err != nil:
 			return one.broken(one.what, err)
 		}
-		if err := checkRenewal(response, one.what, image); err != nil {
+		if err := t.checkRenewal(response, one.what, image); err != nil {
 			return err
 		}
 		switch {
@@ -164,13 +164,16 @@ func judgeRenew(ctx context.Context, t *trial) error {
 }
 
 // checkRenewal demands of an answer to Renew what several rules demand of one to GetCredentials.
-func checkRenewal(r *backendv1.GetCredentialsResponse, when, image string) error {
+func (t *trial) checkRenewal(r *backendv1.GetCredentialsResponse, when, image string) error {
 	if e := r.GetError(); e != nil {
 		return checkReason(e, when)
 	}
-	for _, check := range []error{checkKeys(r, image), checkExpiry(r, time.Now()), checkSize(r)} {
-		if broken, ok := errors.AsType[*failure](check); ok {
-			return &failure{when + ": " + broken.seen, broken.mend}
+	for _, check := range []struct {
+		rule string
+		err  error
+	}{{"keys", checkKeys(r, image)}, {"expiry", checkExpiry(r, time.Now())}, {"size", checkSize(r)}} {
+		if broken, ok := errors.AsType[*failure](check.err); ok {
+			return t.unless(check.rule, &failure{when + ": " + broken.seen, broken.mend})
 		}
 	}
 	return nil
