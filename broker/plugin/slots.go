@@ -29,34 +29,38 @@ const (
 	longestSlotPause = 40 * time.Millisecond
 )
 
-// slotWait bounds the wait for a slot where ctx has no deadline.
-const slotWait = 10 * time.Second
+// slotWait is the time that who asks for a slot is taken to have where ctx has no deadline.
+const slotWait = 20 * time.Second
 
 // Slot waits until fewer than the given number of processes hold a slot of this name, and takes one, until release is called. All processes that have the same directories to work in share the
-// slots. It waits for half of ctx's time at most: then the caller goes on without one, as it does where there are none, and must still have time for what it is about to do.
+// slots. Who waits must still have time for what it is about to do: when half of ctx's time is gone there are twice as many slots for it, when three quarters are, four times, and when seven eighths
+// are, it goes on without one, as it does where there are none. So a crowd that waits in vain does not set out all at one moment.
 func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release func(), waited bool) {
 	none := func() {}
 	base, err := rt.workIn()
 	if err != nil {
 		return none, false // Start will say so
 	}
-	until := time.Now().Add(slotWait)
+	began, allowed := time.Now(), slotWait
 	if deadline, ok := ctx.Deadline(); ok {
-		until = time.Now().Add(time.Until(deadline) / 2)
+		allowed = deadline.Sub(began)
 	}
 	sum := sha256.Sum256([]byte(name))
 	prefix := filepath.Join(base, slotPrefix+hex.EncodeToString(sum[:])[:slotHash])
 	for pause := firstSlotPause; ; pause = min(pause*3/2, longestSlotPause) {
-		lock, err := lockOneOf(prefix, number)
+		times, next := slotsAfter(time.Since(began), allowed)
+		if times == 0 {
+			return none, waited
+		}
+		lock, err := lockOneOf(prefix, number*times)
 		if err == nil && lock != nil {
 			return func() { _ = lock.Close() }, waited
 		}
-		rest := time.Until(until)
-		if !errors.Is(err, errTaken) || rest <= 0 {
+		if !errors.Is(err, errTaken) {
 			return none, waited
 		}
 		waited = true
-		timer := time.NewTimer(min(pause/2+rand.N(pause), rest)) //nolint:gosec // it spreads pauses and guards nothing
+		timer := time.NewTimer(min(pause/2+rand.N(pause), max(next, time.Millisecond))) //nolint:gosec // it spreads pauses and guards nothing
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -64,6 +68,19 @@ func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release f
 			return none, true
 		}
 	}
+}
+
+// slotsAfter says how many times the usual number of slots there are for who has waited for so long of the time that it has, none being that it waits no more, and for how long that holds.
+func slotsAfter(waited, allowed time.Duration) (times int, next time.Duration) {
+	for _, step := range []struct {
+		until time.Duration
+		times int
+	}{{allowed / 2, 1}, {allowed * 3 / 4, 2}, {allowed * 7 / 8, 4}} {
+		if waited < step.until {
+			return step.times, step.until - waited
+		}
+	}
+	return 0, 0
 }
 
 // lockOneOf takes the lock on any of the files. errTaken: other processes have them all.

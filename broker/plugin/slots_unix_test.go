@@ -121,3 +121,15 @@ func BenchmarkSlot(b *testing.B) {
 		release()
 	}
 }
+
+func TestWhoHasWaitedLongFindsMoreSlots(t *testing.T) {
+	for waited, want := range map[time.Duration]int{0: 1, 3 * time.Second: 1, 4 * time.Second: 2, 5 * time.Second: 2, 6 * time.Second: 4, 7 * time.Second: 0, 9 * time.Second: 0} {
+		times, next := slotsAfter(waited, 8*time.Second)
+		if times != want {
+			t.Errorf("after %s of 8s: %d times, want %d", waited, times, want)
+		}
+		if later, _ := slotsAfter(waited+next, 8*time.Second); times != 0 && later == times {
+			t.Errorf("after %s of 8s: still %d times after another %s", waited, later, next)
+		}
+	}
+}
