@@ -253,13 +253,13 @@ func TestTheStepsOfACallAreAnswered(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var later context.Context
-				work := func(ctx context.Context) (Response, error) {
-					later = ctx
-					return Response{}, tt.work(ctx)
+				work := func(ctx context.Context) error {
+					later = ctx //nolint:fatcontext // the test is about who uses it too late
+					return tt.work(ctx)
 				}
 				s := serving(t, &lender{
-					credentials: func(ctx context.Context, _ Request) (Response, error) { return work(ctx) },
-					renew:       func(ctx context.Context, _ Request, _ Secret) (Response, error) { return work(ctx) },
+					credentials: func(ctx context.Context, _ Request) (Response, error) { return Response{}, work(ctx) },
+					renew:       func(ctx context.Context, _ Request, _ Secret) (Response, error) { return Response{}, work(ctx) },
 				})
 				got, err := s.GetCredentials(t.Context(), &backendv1.GetCredentialsRequest{})
 				if diff := cmp.Diff(tt.want, got.GetSpans(), protocmp.Transform()); err != nil || diff != "" {
@@ -284,7 +284,7 @@ func TestStepsAreNotedByManyAtOnceAndBounded(t *testing.T) {
 		for range 4 {
 			all.Go(func() {
 				for range backendv1.MaxSpans {
-					defer Span(ctx, "step")()
+					Span(ctx, "step")()
 				}
 			})
 		}
@@ -339,7 +339,7 @@ func TestTheBrokersTraceReachesTheBackend(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
 			for _, value := range tt.header {
-				ctx = metadata.AppendToOutgoingContext(ctx, backendv1.TraceParentHeader, value)
+				ctx = metadata.AppendToOutgoingContext(ctx, backendv1.TraceParentHeader, value) //nolint:fatcontext // a few headers of one call
 			}
 			if _, err := backendv1.NewBackendClient(conn).GetCredentials(ctx, &backendv1.GetCredentialsRequest{}); status.Code(err) != codes.OK {
 				t.Fatal(err)

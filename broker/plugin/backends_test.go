@@ -306,7 +306,10 @@ var testBackends = map[string]func(argument string){
 	"oddSpans": func(string) {
 		response := oneCredential("user", "password")
 		response.Spans = []*backendv1.Span{
-			{Name: "before the call", Start: durationpb.New(-1)}, {Name: "less than no time", Took: durationpb.New(-1)}, {Name: "no duration", Took: &durationpb.Duration{Nanos: -1, Seconds: 1}}, {},
+			{Name: "before the call", Start: durationpb.New(-1)},
+			{Name: "less than no time", Took: durationpb.New(-1)},
+			{Name: "no duration", Took: &durationpb.Duration{Nanos: -1, Seconds: 1}},
+			{},
 			{Name: "a\nlogin with password " + strings.Repeat("é", 1000), Start: durationpb.New(3), Took: durationpb.New(4)},
 		}
 		answers(response)

@@ -395,7 +395,7 @@ func TestFlushLogsNothingThatMayBelongToACallUnderWay(t *testing.T) {
 		}
 		return strings.Join(lines, ",")
 	}
-	print := func(text string) { fmt.Fprint(s, text) }
+	say := func(text string) { fmt.Fprint(s, text) }
 	want := func(what string) {
 		t.Helper()
 		if got := flushed(); got != what {
@@ -403,19 +403,19 @@ func TestFlushLogsNothingThatMayBelongToACallUnderWay(t *testing.T) {
 		}
 	}
 
-	print("one\n")
+	say("one\n")
 	long := o.begin()
-	print("s3cret\n")
+	say("s3cret\n")
 	short := o.begin()
-	print("three\n")
+	say("three\n")
 	want("one")
 	short.end()
 	want("")
 	long.redact("s3cret")
 	long.end()
-	print("no end")
+	say("no end")
 	want("[redacted],three")
-	print(" yet\n")
+	say(" yet\n")
 	want(`"no end yet"`)
 	want("")
 }
@@ -427,20 +427,20 @@ func TestFlushKeepsOrderAndCountsWhatIsDropped(t *testing.T) {
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	line := strings.Repeat("x", 1000)
 	number, first, dropped := 0, -1, 0
-	print := func(lines int) {
+	say := func(lines int) {
 		for range lines {
 			fmt.Fprintf(s, "%06d %s\n", number, line)
 			number++
 		}
 	}
-	print(50) // more than fits into what is kept of the beginning
+	say(50) // more than fits into what is kept of the beginning
 	call := o.begin()
-	print(5)
+	say(5)
 	o.flush(logger, "tested", "backend")
-	print(100) // more than fits into what is kept of the end
+	say(100) // more than fits into what is kept of the end
 	call.end()
 	o.flush(logger, "tested", "backend")
-	print(1)
+	say(1)
 	o.flush(logger, "tested", "backend")
 	seen := 0
 	for entry := range strings.Lines(log.String()) {

@@ -310,7 +310,7 @@ func (r record) encode() string {
 		fields[a[0]] = a[1]
 	}
 	fields["level"], fields["msg"] = r.level.String(), r.message
-	line, _ := json.Marshal(fields) // strings can always be encoded
+	line, _ := json.Marshal(fields) //nolint:errchkjson // strings can always be encoded
 	return string(line)
 }
 

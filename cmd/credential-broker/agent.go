@@ -192,10 +192,10 @@ loop:
 	stopServing()
 	failure := <-served
 	if succeeded {
-		n.metrics.Close() // at once: who scrapes had better not hear now this one's counts and now the other's
+		n.metrics.Close() //nolint:contextcheck // it has a time of its own; at once: who scrapes had better not hear now this one's counts and now the other's
 	} else {
-		n.socket.Remove() // who comes from now on does the work itself
-		n.metrics.Remove()
+		n.socket.Remove()  // who comes from now on does the work itself
+		n.metrics.Remove() //nolint:contextcheck // as above
 	}
 	return errors.Join(failure, n.end(context.WithoutCancel(ctx)))
 }

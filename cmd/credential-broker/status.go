@@ -182,8 +182,14 @@ func printAgentProviders(s screen, providers []agent.Provider, now time.Time) {
 			last = cell{ago(now, p.Asked.FailedAt) + " ago: " + strings.ReplaceAll(p.Asked.LastFailure, "\n", "; "), yellow}
 		}
 		rows = append(rows, []cell{
-			{p.Name, bold}, {p.Backend, plain}, process, {strconv.Itoa(restarts), plain},
-			{strconv.FormatUint(p.Asked.Calls, 10), plain}, {ratioOf(p.Asked), plain}, {strconv.FormatUint(p.Asked.Renewals, 10), plain}, last,
+			{p.Name, bold},
+			{p.Backend, plain},
+			process,
+			{strconv.Itoa(restarts), plain},
+			{strconv.FormatUint(p.Asked.Calls, 10), plain},
+			{ratioOf(p.Asked), plain},
+			{strconv.FormatUint(p.Asked.Renewals, 10), plain},
+			last,
 		})
 	}
 	s.printf("\n")

@@ -111,7 +111,9 @@ func (n *node) load(ctx context.Context, length time.Duration) error {
 	}{
 		{0.30, func() error { return os.WriteFile(filepath.Join(n.dir, "cloud.down"), nil, 0o600) }},
 		{0.50, func() error { return os.Remove(filepath.Join(n.dir, "cloud.down")) }},
-		{0.58, n.crash}, {0.64, n.crash}, {0.70, n.crash},
+		{0.58, n.crash},
+		{0.64, n.crash},
+		{0.70, n.crash},
 		{0.78, func() error { return n.configure(n.good + "- {name: half-typed}\n") }},
 		{0.88, func() error { return n.configure(strings.Replace(n.good, "20ms", "30ms", 1)) }},
 	}

@@ -282,7 +282,7 @@ func (l *leaks) fromLongLife(ctx context.Context) error {
 	}
 	about, err := p.describe(ctx)
 	if err != nil {
-		return nil //nolint:nilerr // there is a rule for that
+		return nil
 	}
 	may := func(feature backendv1.Feature, rule string) bool {
 		return slices.Contains(about.GetFeatures(), feature) && !t.failed[rule]

@@ -159,7 +159,7 @@ func TestTheSocketIsForTheAgentsUserAlone(t *testing.T) {
 	if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
 	}
-	if err := os.Chmod(filepath.Dir(socket), 0o755); err != nil { //nolint:gosec // that is what is refused
+	if err := os.Chmod(filepath.Dir(socket), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := New("").Serve("unix:"+socket, nil, silent); err == nil || !strings.Contains(err.Error(), "lets others in") {

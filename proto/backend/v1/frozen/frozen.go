@@ -60,7 +60,7 @@ func Register(server *grpc.Server, handle func(ctx context.Context, method strin
 		method := methods.Get(i)
 		described.Methods = append(described.Methods, grpc.MethodDesc{
 			MethodName: string(method.Name()),
-			Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) { //nolint:revive // gRPC has the context there
+			Handler: func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 				request, response := dynamicpb.NewMessage(method.Input()), dynamicpb.NewMessage(method.Output())
 				if err := decode(request); err != nil {
 					return nil, err
