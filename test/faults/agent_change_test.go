@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -192,7 +193,7 @@ func TestABackendsFileIsReplacedUnderLoad(t *testing.T) {
 	var g generations
 	place := func() {
 		generation := g.placed.Add(1)
-		n.replace(filepath.Join(n.backends, "credential-backend-misbehave"), append(program[:len(program):len(program)], fmt.Sprintf("\x00@%-7d", generation)...), 0o755)
+		n.replace(filepath.Join(n.backends, "credential-backend-misbehave"), append(slices.Clip(program), fmt.Sprintf("\x00@%-7d", generation)...), 0o755)
 		g.settled.Store(generation)
 	}
 	stampOf := func(password string) string {

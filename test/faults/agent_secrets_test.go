@@ -148,7 +148,7 @@ func TestTheAgentsMemoryIsClosedToItsOwnUser(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	if isRoot() { // for whom nothing is closed
-		n.bench.asNobody()
+		n.asNobody()
 		for _, path := range append(filesIn(n.dir), n.dir) {
 			n.chown(path)
 		}

@@ -53,12 +53,6 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-func (n *node) at(t *testing.T) *node {
-	c := *n
-	c.bench = n.bench.at(t)
-	return &c
-}
-
 // install puts a copy of a program in its place at once, as a package manager does: with rename(2).
 func (n *node) install(from, to string) {
 	n.Helper()
