@@ -78,7 +78,7 @@ func (c *canvas) stat(ctx context.Context, panel panel, p *prometheus, at time.T
 			}
 		}
 	}
-	c.text(x+w/2, y+h/2+24, fmt.Sprintf(`font-size="28" font-weight="600" text-anchor="middle" fill="%s"`, colour), text)
+	c.text(x+w/2, y+h/2+24, fmt.Sprintf(`font-size="28" font-weight="600" text-anchor="middle" fill=%q`, colour), text)
 	return nil
 }
 

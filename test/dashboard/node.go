@@ -104,7 +104,7 @@ const pace = 90 * time.Millisecond
 
 // load has pods pull for a while, and things go wrong: the cloud is down, a backend crashes, somebody breaks the configuration and mends it.
 func (n *node) load(ctx context.Context, length time.Duration) error {
-	random := rand.New(rand.NewPCG(5, 5)) //nolint:gosec // the same load each time
+	random := rand.New(rand.NewPCG(5, 5))
 	events := []struct {
 		at float64 // of the whole
 		do func() error

@@ -54,7 +54,7 @@ func (b *bench) storm() error {
 		return err
 	}
 	// through is a request through an agent, none where that is nil.
-	through := func(name, host string, agent *agentProcess) *contender {
+	through := func(name string, agent *agentProcess) *contender {
 		c := &contender{name: name, host: host, agent: agent}
 		c.command = func(n int) (*exec.Cmd, error) {
 			who := id
@@ -68,9 +68,9 @@ func (b *bench) storm() error {
 	official := &contender{name: "the official provider", command: func(n int) (*exec.Cmd, error) {
 		return b.command(id, fmt.Sprintf("%s-%d", image, n), program.CloudProviderAWS)
 	}}
-	cold := through("credential-broker without an agent", host, nil)
+	cold := through("credential-broker without an agent", nil)
 	cold.mayFail = true // on two processors that have other work, 50 backends at once may take longer than the 15 seconds that each has
-	fresh := through("credential-broker, an agent that has just started", host, nil)
+	fresh := through("credential-broker, an agent that has just started", nil)
 	fresh.prepare = func() (err error) {
 		if err := fresh.agent.close(); err != nil {
 			return err
@@ -78,12 +78,12 @@ func (b *bench) storm() error {
 		fresh.agent, err = b.startAgent(id, config)
 		return err
 	}
-	unheld := through("credential-broker, an agent whose backend runs", host, running)
+	unheld := through("credential-broker, an agent whose backend runs", running)
 	unheld.prepare = func() error {
 		unheld.host = b.newRegistry()
 		return nil
 	}
-	warm := through("credential-broker, an agent that holds the answer", host, running)
+	warm := through("credential-broker, an agent that holds the answer", running)
 	empty := &contender{name: "an empty Go program", silent: true, command: func(int) (*exec.Cmd, error) { return exec.Command(b.path(emptyProgram)), nil }}
 
 	fmt.Fprintf(b.out, "\n%d images of one registry at once, until all are answered (medians of %d rounds)\n", stormImages, stormRounds)
