@@ -65,6 +65,17 @@ func TestAnAnswerIsRenewedAndRevokedAndTheBackendClosed(t *testing.T) {
 		t.Errorf("the log has the lease, or nothing: %s", log)
 	}
 
+	if _, err := p.Renew(ctx, &backendv1.RenewRequest{Lease: []byte("lease of another process")}); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "what it prints of the second renewal", 20*time.Second, func() bool {
+		p.Flush()
+		return strings.Count(b.log.String(), "renewing") == 2
+	})
+	if log := b.log.String(); strings.Contains(log, "another process") || strings.Contains(log, base64.RawStdEncoding.EncodeToString([]byte("lease of another process"))) {
+		t.Errorf("the log has the lease of another process: %s", log)
+	}
+
 	if err := p.Revoke(ctx, second.GetLease()); err != nil {
 		t.Error(err)
 	}
@@ -510,6 +521,19 @@ func TestTooManySecretsOfTheSettingsMaskEverythingForGood(t *testing.T) {
 	}
 }
 
+func TestASecretOfTheSettingsWithoutRoomMasksEverythingForGood(t *testing.T) {
+	o := newOutput()
+	o.secrets.add(strings.Repeat("y", maxSpellingBytes+1))
+	for i := range 3 * maxSpellings {
+		call := o.begin()
+		call.redact(fmt.Sprintf("later%d", i))
+		call.end()
+	}
+	if got := o.secrets.redact("a word", false); got != "[redacted]" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestSecretsAreBoundedInBytesToo(t *testing.T) {
 	o := newOutput()
 	o.secrets.add("secret of the settings")
@@ -536,11 +560,14 @@ func TestASecretThatIsUsedAgainIsNotForgotten(t *testing.T) {
 	o := newOutput()
 	for i := range 10 * maxSpellings {
 		call := o.begin()
-		call.redact("the registry's token", fmt.Sprintf("token of pod %d", i))
+		if i%10 == 0 { // so that it is mostly held by nobody
+			call.redact("the registry's token")
+		}
+		call.redact(fmt.Sprintf("token of pod %d", i))
 		call.end()
-	}
-	if got := o.secrets.redact("the registry's token", false); got != "[redacted]" {
-		t.Errorf("got %q", got)
+		if got := o.secrets.known["the registry's token"]; got == nil {
+			t.Fatalf("forgotten after %d calls", i)
+		}
 	}
 }
 
