@@ -78,11 +78,21 @@ func (t *trial) having(ctx context.Context, feature backendv1.Feature) (*process
 	return p, nil
 }
 
+// lease is one to try.
+type lease struct {
+	what  string
+	bytes []byte
+}
+
 // unknownLeases are some that no backend has given.
-func unknownLeases() map[string][]byte {
-	return map[string][]byte{
-		"no lease": nil, "a lease of another backend": []byte("conformance/unknown/lease"), "a lease that is no text": {0xff, 0, '\n', 0xfe}, "a lease of 16 KiB": make([]byte, backendv1.MaxLeaseBytes),
-		"a lease that looks like a path": []byte("../../etc/passwd"), "a lease that is JSON": []byte(`{"id":[null]}`),
+func unknownLeases() []lease {
+	return []lease{
+		{"no lease", nil},
+		{"a lease of another backend", []byte("conformance/unknown/lease")},
+		{"a lease that is no text", []byte{0xff, 0, '\n', 0xfe}},
+		{"a lease that looks like a path", []byte("../../etc/passwd")},
+		{"a lease that is JSON", []byte(`{"id":[null]}`)},
+		{"a lease of 16 KiB", make([]byte, backendv1.MaxLeaseBytes)},
 	}
 }
 
@@ -119,15 +129,15 @@ func judgeRenew(ctx context.Context, t *trial) error {
 		return err
 	}
 	image := t.images()[0]
-	for what, lease := range unknownLeases() {
-		response, err := p.renew(ctx, image, lease)
+	for _, unknown := range unknownLeases() {
+		response, err := p.renew(ctx, image, unknown.bytes)
 		switch {
 		case status.Code(err) == codes.Unimplemented:
 			return notRun("the backend answers UNIMPLEMENTED: it has nothing to renew")
 		case err != nil:
-			return p.broken("asked to renew "+what, err)
+			return p.broken("asked to renew "+unknown.what, err)
 		}
-		if err := t.checkRenewal(response, "asked to renew "+what, image); err != nil {
+		if err := t.checkRenewal(response, "asked to renew "+unknown.what, image); err != nil {
 			return err
 		}
 	}
@@ -192,15 +202,15 @@ func judgeRevoke(ctx context.Context, t *trial) error {
 	if err != nil {
 		return err
 	}
-	for what, lease := range unknownLeases() {
-		failure, err := p.revoke(ctx, lease)
+	for _, unknown := range unknownLeases() {
+		failure, err := p.revoke(ctx, unknown.bytes)
 		switch {
 		case status.Code(err) == codes.Unimplemented:
 			return notRun("the backend answers UNIMPLEMENTED: it has nothing to revoke")
 		case err != nil:
-			return p.broken("asked to revoke "+what, err)
+			return p.broken("asked to revoke "+unknown.what, err)
 		case failure != nil:
-			if err := checkReason(failure, "asked to revoke "+what); err != nil {
+			if err := checkReason(failure, "asked to revoke "+unknown.what); err != nil {
 				return err
 			}
 		}
@@ -290,19 +300,19 @@ func (l *leaks) fromLongLife(ctx context.Context) error {
 	image := t.images()[0]
 	response, err := p.get(ctx, image)
 	l.lookAtError("an image that it serves", response.GetError(), err)
-	leases := map[string][]byte{"an unknown lease": []byte(l.canary("an unknown lease"))}
+	leases := []lease{{"an unknown lease", []byte(l.canary("an unknown lease"))}}
 	if len(response.GetLease()) > 0 {
-		leases["a lease"] = response.GetLease()
+		leases = append(leases, lease{"a lease", response.GetLease()})
 	}
-	for what, lease := range leases {
+	for _, one := range leases {
 		if may(backendv1.Feature_FEATURE_RENEW, "renew") {
-			response, err := p.renew(ctx, image, lease)
-			l.lookAtError("the renewal of "+what, response.GetError(), err)
-			l.lookAtSpans("the renewal of "+what, response)
+			response, err := p.renew(ctx, image, one.bytes)
+			l.lookAtError("the renewal of "+one.what, response.GetError(), err)
+			l.lookAtSpans("the renewal of "+one.what, response)
 		}
 		if may(backendv1.Feature_FEATURE_REVOKE, "revoke") {
-			failure, err := p.revoke(ctx, lease)
-			l.lookAtError("the revocation of "+what, failure, err)
+			failure, err := p.revoke(ctx, one.bytes)
+			l.lookAtError("the revocation of "+one.what, failure, err)
 		}
 	}
 	if may(backendv1.Feature_FEATURE_CLOSE, "close") {
