@@ -21,7 +21,8 @@ export MODULES PKGS FUZZTIME BENCH
 
 COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
-GO_BUILD  = go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+# grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
+GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 
 .PHONY: help build demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 

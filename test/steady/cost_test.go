@@ -23,7 +23,7 @@ var flagUpdate = flag.Bool("update", false, "record what the program costs now, 
 const (
 	recordFile = "testdata/recorded.json"
 
-	// mostInstructions holds with every version of Go, for a program that answers from an agent. It is three times an empty one, nearly all of it the runtime's, for the tables of so large a program.
+	// mostInstructions holds with every version of Go, for a program that answers from an agent. An empty one has a third of it; nearly all the rest is the runtime's, for the tables of so large a program.
 	mostInstructions = 900_000
 	// mostGrowth is by how much more than what is recorded it may cost, of either kind.
 	mostGrowth = 1.10

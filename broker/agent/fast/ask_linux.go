@@ -1,9 +1,6 @@
-package fast
+//go:build amd64 || arm64 || loong64 || riscv64
 
-import (
-	"syscall"
-	"unsafe"
-)
+package fast
 
 // The bounds of asking, in nanoseconds.
 type bounds struct {
@@ -31,7 +28,7 @@ func ask(socket string, r Request, within bounds) (reply Reply, reason string, a
 		return Reply{}, reason, absent
 	}
 	reply, reason = agent.exchange(AppendRequest(nil, r), make([]byte, 4<<10))
-	_ = syscall.Close(agent.fd)
+	closeFile(agent.fd)
 	return reply, reason, false
 }
 
@@ -45,12 +42,12 @@ type connection struct {
 
 // connect connects to the agent, if all that is on the way to it is in the right hands.
 func connect(socket string, within bounds, deadline int64) (c connection, reason string, absent bool) {
-	euid := uint32(syscall.Geteuid())
+	euid := effectiveUID()
 	if reason, absent := distrust(socket, euid); reason != "" {
 		return connection{}, reason, absent
 	}
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
+	fd, err := newUnixSocket()
+	if err != success {
 		return connection{}, "making a socket: " + err.Error(), false
 	}
 	c = connection{fd: fd, socket: socket, silence: within.silence, deadline: deadline}
@@ -58,7 +55,7 @@ func connect(socket string, within bounds, deadline int64) (c connection, reason
 		reason = c.distrustPeer(euid)
 	}
 	if reason != "" {
-		_ = syscall.Close(fd)
+		closeFile(fd)
 		return connection{}, reason, absent
 	}
 	return c, "", false
@@ -66,23 +63,21 @@ func connect(socket string, within bounds, deadline int64) (c connection, reason
 
 // connect waits for an agent that has more connections waiting than it accepts. There is nothing to poll for that; the bound is the one for sending, which connecting heeds.
 func (c connection) connect() (reason string, absent bool) {
-	patience := syscall.NsecToTimeval(c.silence)
-	if err := syscall.SetsockoptTimeval(c.fd, syscall.SOL_SOCKET, syscall.SO_SNDTIMEO, &patience); err != nil {
+	if err := limitSending(c.fd, c.silence); err != success {
 		return "preparing a socket: " + err.Error(), false
 	}
-	address := syscall.SockaddrUnix{Name: c.socket}
 	until := monotonic() + c.silence
 	for {
-		switch err := syscall.Connect(c.fd, &address); err {
-		case nil:
+		switch err := connectUnix(c.fd, c.socket); err {
+		case success:
 			return "", false
-		case syscall.EINTR: // with each call the bound begins anew
+		case eintr: // with each call the bound begins anew
 			if monotonic() >= until {
 				return "the agent on " + c.socket + " accepts no connection", false
 			}
-		case syscall.EAGAIN:
+		case eagain:
 			return "the agent on " + c.socket + " accepts no connection", false
-		case syscall.ECONNREFUSED, syscall.ENOENT:
+		case econnrefused, enoent:
 			return "nobody listens on " + c.socket, true
 		default:
 			return "connecting to " + c.socket + ": " + err.Error(), false
@@ -96,46 +91,45 @@ func distrust(socket string, euid uint32) (reason string, absent bool) {
 	for slash >= 0 && socket[slash] != '/' {
 		slash--
 	}
-	var address syscall.RawSockaddrUnix
 	switch {
 	case slash < 0 || socket[0] != '/' || slash == len(socket)-1:
 		return "the agent's socket " + socket + " is not the absolute path of a file", false
-	case len(socket) >= len(address.Path):
-		return "the agent's socket " + socket + " has a path longer than the " + decimal(len(address.Path)-1) + " bytes that the system allows", false
+	case len(socket) >= len(unixAddress{}.path):
+		return "the agent's socket " + socket + " has a path longer than the " + decimal(len(unixAddress{}.path)-1) + " bytes that the system allows", false
 	}
 	dir := socket[:max(slash, 1)]
-	if reason, absent := distrustFile(dir, syscall.S_IFDIR, "directory", 0o022, euid); reason != "" {
+	if reason, absent := distrustFile(dir, typeDirectory, "directory", 0o022, euid); reason != "" {
 		return reason, absent
 	}
-	return distrustFile(socket, syscall.S_IFSOCK, "socket", 0o077, euid)
+	return distrustFile(socket, typeSocket, "socket", 0o077, euid)
 }
 
 // distrustFile says what is wrong with a file: it has to be of the kind, of root's or our own, and without the permissions that are forbidden. A symbolic link is a file of another kind.
-func distrustFile(path string, kind uint32, kindName string, forbidden, euid uint32) (reason string, absent bool) {
-	var stat syscall.Stat_t
-	switch err := syscall.Lstat(path, &stat); {
-	case err == syscall.ENOENT:
+func distrustFile(path string, kind uint16, kindName string, forbidden uint16, euid uint32) (reason string, absent bool) {
+	status, err := statusOf(currentDirectory, path)
+	switch {
+	case err == enoent:
 		return path + " does not exist", true
-	case err != nil:
+	case err != success:
 		return "looking at " + path + ": " + err.Error(), false
-	case stat.Mode&syscall.S_IFMT != kind:
+	case status.mode&typeMask != kind:
 		return path + " is no " + kindName, false
-	case stat.Uid != 0 && stat.Uid != euid:
-		return "another user (uid " + decimal(int(stat.Uid)) + ") owns " + path, false
-	case stat.Mode&forbidden != 0:
-		return path + " is open to other users (mode " + octal(stat.Mode&0o7777) + "): take mode " + octal(forbidden) + " from it", false
+	case status.uid != 0 && status.uid != euid:
+		return "another user (uid " + decimal(int(status.uid)) + ") owns " + path, false
+	case status.mode&forbidden != 0:
+		return path + " is open to other users (mode " + octal(status.mode&0o7777) + "): take mode " + octal(forbidden) + " from it", false
 	}
 	return "", false
 }
 
 // distrustPeer says what is wrong with whoever listens: the socket could have been exchanged since it was looked at.
 func (c connection) distrustPeer(euid uint32) (reason string) {
-	peer, err := syscall.GetsockoptUcred(c.fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	peer, err := peerOf(c.fd)
 	switch {
-	case err != nil:
+	case err != success:
 		return "asking who listens on " + c.socket + ": " + err.Error()
-	case peer.Uid != 0 && peer.Uid != euid:
-		return "another user (uid " + decimal(int(peer.Uid)) + ") listens on " + c.socket
+	case peer.uid != 0 && peer.uid != euid:
+		return "another user (uid " + decimal(int(peer.uid)) + ") listens on " + c.socket
 	}
 	return ""
 }
@@ -157,12 +151,12 @@ func (c connection) exchange(frame, scratch []byte) (Reply, string) {
 
 func (c connection) send(b []byte) (reason string) {
 	for len(b) > 0 {
-		n, err := syscall.SendmsgN(c.fd, b, nil, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
+		n, err := sendSocket(c.fd, b)
 		switch err {
-		case nil:
+		case success:
 			b = b[n:]
-		case syscall.EINTR:
-		case syscall.EAGAIN:
+		case eintr:
+		case eagain:
 			if reason := c.wait(pollOut); reason != "" {
 				return reason
 			}
@@ -201,10 +195,10 @@ func (c connection) receive(buffer []byte) (Reply, string) {
 		if reason := c.wait(pollIn); reason != "" {
 			return Reply{}, reason
 		}
-		n, err := syscall.Read(c.fd, buffer[got:])
+		n, err := readFile(c.fd, buffer[got:])
 		switch {
-		case err == syscall.EINTR || err == syscall.EAGAIN:
-		case err != nil:
+		case err == eintr || err == eagain:
+		case err != success:
 			return Reply{}, "reading from the agent on " + c.socket + ": " + err.Error()
 		case n == 0:
 			return Reply{}, "the agent on " + c.socket + " hung up without an answer"
@@ -254,16 +248,12 @@ const forever = 1<<63 - 1
 
 // wait waits until fd has an event, an error or the other side's end, or until the deadline of the monotonic clock, in nanoseconds.
 func wait(fd int, event int16, deadline int64) waitEnd {
-	poll := struct {
-		fd              int32
-		events, revents int16
-	}{fd: int32(fd), events: event}
+	wanted := pollFD{fd: int32(fd), events: event}
 	for {
-		left := syscall.NsecToTimespec(max(deadline-monotonic(), 0))
-		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, uintptr(unsafe.Pointer(&left)), 0, 0, 0) //nolint:gosec // G103: the standard way to hand a structure to the kernel
+		n, err := poll(&wanted, max(deadline-monotonic(), 0))
 		switch {
-		case errno == syscall.EINTR:
-		case errno != 0:
+		case err == eintr:
+		case err != success:
 			return waitFailed
 		case n == 0:
 			return waitOver
@@ -273,15 +263,7 @@ func wait(fd int, event int16, deadline int64) waitEnd {
 	}
 }
 
-// monotonic reads CLOCK_MONOTONIC, in nanoseconds.
-func monotonic() int64 {
-	const clockMonotonic = 1
-	var now syscall.Timespec
-	_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0) //nolint:gosec // G103: as above
-	return now.Nano()
-}
-
 // octal writes a mode as people write it: four digits.
-func octal(mode uint32) string {
+func octal(mode uint16) string {
 	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
 }

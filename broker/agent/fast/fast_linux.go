@@ -1,6 +1,6 @@
-package fast
+//go:build amd64 || arm64 || loong64 || riscv64
 
-import "syscall"
+package fast
 
 // This is the point of the package: it has to be before main, see the package's comment.
 func init() { //nolint:gochecknoinits // what is initialised after this does not happen where an agent answers
@@ -50,18 +50,18 @@ func early(a *Attempt) {
 	frame, end := readInput(0, frame, a.Began+usual.input)
 	a.Stdin, a.StdinEnded, a.StdinOverdue = frame[body:], end == inputEnded, end == inputOverdue
 	if end != inputEnded {
-		_ = syscall.Close(agent.fd)
+		closeFile(agent.fd)
 		a.Reason = string(end)
 		return
 	}
 	endRequest(frame, 0, body)
 	reply, reason := agent.exchange(frame, scratch)
 	if reason != "" {
-		_ = syscall.Close(agent.fd)
+		closeFile(agent.fd)
 		a.Reason = reason
 		return
 	}
-	syscall.Exit(deliver(reply))
+	exit(deliver(reply))
 }
 
 // ownArguments reads this process's arguments, which such an early package is not given.
@@ -78,14 +78,9 @@ const (
 	configVariable = "CREDENTIAL_BROKER_CONFIG"
 )
 
-// ownEnvironment gives what this process's environment says of agent and configuration. syscall.Getenv would first file all of the environment in a map, at several times the price of all else here.
+// ownEnvironment gives what this process's environment says of agent and configuration. An environment that is empty or too long says nothing; main then asks the agent that it finds.
 func ownEnvironment(scratch []byte) (agent, config string) {
 	environ := ownFile("/proc/self/environ", scratch)
-	if environ == nil { // empty, which costs nothing, or too long
-		agent, _ = syscall.Getenv(agentVariable)
-		config, _ = syscall.Getenv(configVariable)
-		return agent, config
-	}
 	return findVariable(environ, agentVariable), findVariable(environ, configVariable)
 }
 
@@ -104,40 +99,47 @@ func findVariable(environ []byte, name string) string {
 	return ""
 }
 
-// ownFile reads a file of /proc; nil where it cannot be read, is empty, or may not fit.
+// ownFile reads a file of /proc; nil where it cannot be read or is empty. It may lie within scratch.
 func ownFile(path string, scratch []byte) []byte {
-	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
+	fd, err := openFile(path)
+	if err != success {
 		return nil
 	}
-	n, err := syscall.Read(fd, scratch)
-	_ = syscall.Close(fd)
-	if err != nil || n <= 0 || n == len(scratch) {
-		return nil
+	defer closeFile(fd)
+	n := 0
+	for n < maxOwnFile {
+		if n == len(scratch) {
+			scratch = append(make([]byte, 0, 8*n), scratch...)[:8*n]
+		}
+		got, err := readFile(fd, scratch[n:])
+		switch {
+		case err == eintr:
+		case err != success:
+			return nil
+		case got == 0:
+			return scratch[:n]
+		}
+		n += got
 	}
-	return scratch[:n]
+	return nil
 }
+
+// maxOwnFile bounds a command line and an environment, in bytes: a kernel allows six MiB for both together.
+const maxOwnFile = 8 << 20
 
 func relative(path string) bool { return path != "" && path[0] != '/' }
 
 // isInput says whether fd is what a request comes from: for a terminal or another device main has something to say first.
 func isInput(fd int) bool {
-	var stat syscall.Stat_t
-	if syscall.Fstat(fd, &stat) != nil {
+	status, err := statusOf(uintptr(fd), "")
+	if err != success {
 		return false
 	}
-	switch stat.Mode & syscall.S_IFMT {
-	case syscall.S_IFIFO, syscall.S_IFSOCK, syscall.S_IFREG:
+	switch status.mode & typeMask {
+	case typeFIFO, typeSocket, typeRegular:
 		return true
 	}
 	return false
-}
-
-// harden is what main does first, and for the same reasons: the request may hold a pod's token, and the reply has passwords. It is done here since main is not reached.
-func harden() {
-	const prSetDumpable, rlimitCore = 4, 4
-	_ = syscall.Setrlimit(rlimitCore, &syscall.Rlimit{Cur: 1, Max: 1})
-	_, _, _ = syscall.RawSyscall6(syscall.SYS_PRCTL, prSetDumpable, 0, 0, 0, 0, 0)
 }
 
 // How the reading of standard input ended; as text it is a reason not to ask the agent.
@@ -167,15 +169,15 @@ func readInput(fd int, to []byte, deadline int64) ([]byte, inputEnd) {
 			return to, inputUnusable
 		case waitReady:
 		}
-		n, err := syscall.Read(fd, to[len(to):min(cap(to), limit)])
+		n, err := readFile(fd, to[len(to):min(cap(to), limit)])
 		switch {
-		case err == syscall.EINTR || err == syscall.EAGAIN:
-		case err != nil:
+		case err == eintr || err == eagain:
+		case err != success:
 			return to, inputUnusable
 		case n == 0:
 			return to, inputEnded
 		}
-		to = to[:len(to)+max(n, 0)]
+		to = to[:len(to)+n]
 		if len(to) == limit {
 			return to, inputTooLong
 		}
@@ -196,12 +198,12 @@ func deliver(r Reply) (status int) {
 // write writes all of b to fd. A pipe that nobody reads any more is an error here and no signal that ends the process: Go's runtime sees to that.
 func write(fd int, b []byte) bool {
 	for len(b) > 0 {
-		n, err := syscall.Write(fd, b)
+		n, err := writeFile(fd, b)
 		switch err {
-		case nil:
+		case success:
 			b = b[n:]
-		case syscall.EINTR:
-		case syscall.EAGAIN: // whoever started us has left it non-blocking
+		case eintr:
+		case eagain: // whoever started us has left it non-blocking
 			if wait(fd, pollOut, forever) != waitReady {
 				return false
 			}

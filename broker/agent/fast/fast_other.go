@@ -1,8 +1,8 @@
-//go:build !linux
+//go:build !linux || !(amd64 || arm64 || loong64 || riscv64)
 
 package fast
 
 // Ask finds no agent: there is none on this system.
 func Ask(_ string, _ Request) (reply Reply, reason string, absent bool) {
-	return Reply{}, "there is no agent on this system, only on Linux", false
+	return Reply{}, "there is no agent on this platform, only on Linux", false
 }

@@ -46,7 +46,7 @@ func Build(peers, dir string, programs ...Program) error {
 		if runtime.GOOS == "windows" {
 			target += ".exe"
 		}
-		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", target, p.pkg)
+		build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-o", target, p.pkg)
 		build.Dir, build.Env = filepath.Join(peers, p.module), append(os.Environ(), "CGO_ENABLED=0")
 		if output, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", p.pkg, err, output)
