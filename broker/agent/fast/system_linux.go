@@ -44,10 +44,16 @@ const (
 // Error gives errno's text, errno(3).
 func (e errno) Error() string {
 	switch e {
+	case success:
+		return "success"
 	case eperm:
 		return "operation not permitted"
 	case enoent:
 		return "no such file or directory"
+	case eintr:
+		return "interrupted system call"
+	case eagain:
+		return "resource temporarily unavailable"
 	case enomem:
 		return "cannot allocate memory"
 	case eacces:
@@ -70,6 +76,8 @@ func (e errno) Error() string {
 		return "protocol wrong type for socket"
 	case econnreset:
 		return "connection reset by peer"
+	case econnrefused:
+		return "connection refused"
 	}
 	return "error number " + decimal(int(e))
 }
