@@ -49,10 +49,32 @@ type Options struct {
 	// Observe hears of every request of the kubelet's once it has been replied to, ObserveCall of every call to a backend once it has ended; nil: nobody does. Both are called from many goroutines.
 	Observe     func(Observation)
 	ObserveCall func(Call)
-	// Trace wraps a request in a span, if traces are wanted; nil: none are.
-	Trace func(ctx context.Context, request broker.Request) (context.Context, func(broker.Result, error))
+	// Trace tells of each request of the kubelet's while it is worked on; nil: nobody is told.
+	Trace Tracer
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
+}
+
+// Tracer tells of requests, and of the providers that are asked for them, from their beginning to their end. What it puts into the context goes with the call to the backend.
+type Tracer interface {
+	// Request begins a request, for the providers of an audience (nil: all), and gives what ends it.
+	Request(ctx context.Context, request broker.Request, audience *string) (context.Context, func(broker.Result, error))
+	// Provider begins the asking of a provider within a request, and gives what ends it.
+	Provider(ctx context.Context, provider *config.Provider) (context.Context, func(broker.Answer, error))
+}
+
+// tracedCaller tells of each call.
+type tracedCaller struct {
+	broker.Caller
+	trace Tracer
+}
+
+// Call implements broker.Caller.
+func (c tracedCaller) Call(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
+	ctx, end := c.trace.Provider(ctx, provider)
+	answer, err := c.Caller.Call(ctx, provider, request)
+	end(answer, err)
+	return answer, err
 }
 
 // OutcomeUnserved is that of a request that the agent leaves to the exec plugin, which does the work itself.

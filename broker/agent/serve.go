@@ -182,15 +182,13 @@ func (a *Agent) resolve(ctx context.Context, r fast.Request) fast.Reply {
 	defer l.release()
 	observed.Configuration = s.label()
 	response, err := kubelet.Answer(ctx, r.Body, func(ctx context.Context, request broker.Request) (broker.Result, error) {
+		b, end := a.brokerFor(s, l, r), func(broker.Result, error) {}
 		if a.Trace != nil {
-			var end func(broker.Result, error)
-			ctx, end = a.Trace(ctx, request)
-			result, err := a.brokerFor(s, l, r).Resolve(ctx, request)
-			end(result, err)
-			observed.Outcome, observed.Slots = result.Outcome(err), result.Slots
-			return result, err
+			ctx, end = a.Trace.Request(ctx, request, audienceOf(r))
+			b.Caller = tracedCaller{b.Caller, a.Trace}
 		}
-		result, err := a.brokerFor(s, l, r).Resolve(ctx, request)
+		result, err := b.Resolve(ctx, request)
+		end(result, err)
 		observed.Outcome, observed.Slots = result.Outcome(err), result.Slots
 		return result, err
 	})
@@ -200,12 +198,17 @@ func (a *Agent) resolve(ctx context.Context, r fast.Request) fast.Reply {
 	return fast.Reply{Stdout: response}
 }
 
+// audienceOf is what a request's providers are restricted to; nil: nothing.
+func audienceOf(r fast.Request) *string {
+	if !r.HasAudience {
+		return nil
+	}
+	return &r.Audience
+}
+
 // brokerFor is the broker for one request.
 func (a *Agent) brokerFor(s *set, l *loaded, r fast.Request) *broker.Broker {
-	var audience *string
-	if r.HasAudience {
-		audience = &r.Audience
-	}
+	audience := audienceOf(r)
 	providers := l.cfg.ForAudience(audience)
 	if audience != nil && len(providers) == 0 {
 		s.log.Warn(config.NobodyOf(*audience))

@@ -87,14 +87,15 @@ func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
 		return err
 	}
 	m := metrics.New(version)
-	traces, endTraces, err := trace.New(ctx)
-	if err != nil {
-		return err
-	}
-	defer endTraces()
+	traces, noTraces := trace.New(ctx, version)
+	defer traces.Close()
 	a, err := agent.New(opts.agentOptions(cmd.ErrOrStderr(), m, traces), path, backendDir)
 	if err != nil {
 		return err
+	}
+	traces.LogTo(a.Logger())
+	if noTraces != nil {
+		a.Logger().Error("the agent serves without traces", "reason", noTraces.Error()) // better than no agent
 	}
 	n := &node{Agent: a, log: a.Logger(), flags: flags}
 	m.Watch(a.Status)
@@ -268,8 +269,8 @@ func (n *node) startWatchdog(ctx context.Context) (stop func()) {
 }
 
 // agentOptions wire the agent.
-func (o *options) agentOptions(stderr io.Writer, m *metrics.Metrics, t trace.Func) agent.Options {
-	return agent.Options{
+func (o *options) agentOptions(stderr io.Writer, m *metrics.Metrics, t *trace.Tracer) agent.Options {
+	options := agent.Options{
 		Load: o.loadForAgent,
 		Paths: func(path string) []string {
 			if path != "" {
@@ -283,8 +284,12 @@ func (o *options) agentOptions(stderr io.Writer, m *metrics.Metrics, t trace.Fun
 			log, _ := newLog(l, stderr, true) // a file that is not logged to any more is closed when nothing refers to it
 			return log
 		},
-		Complain: complaint, Describe: describeAsJSON, Version: version, Observe: m.Observe, ObserveCall: m.ObserveCall, Trace: t,
+		Complain: complaint, Describe: describeAsJSON, Version: version, Observe: m.Observe, ObserveCall: m.ObserveCall,
 	}
+	if t != nil {
+		options.Trace = t
+	}
+	return options
 }
 
 // loadForAgent reads the configuration that an exec plugin has at path, whatever this process's own environment says.

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/spf13/cobra"
 
+	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/agent"
+	"github.com/credential-broker/credential-broker/broker/agent/trace"
 	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/plugin"
 	"github.com/credential-broker/credential-broker/broker/plugin/caller"
 )
 
@@ -36,6 +40,11 @@ func newBackends(backendDir string, log *slog.Logger) agent.Backends {
 
 // keptBackends tells the agent of a Keeper's backends in the agent's words.
 type keptBackends struct{ *caller.Keeper }
+
+// Call implements broker.Caller: the backend is told which trace it is part of.
+func (k keptBackends) Call(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
+	return k.Keeper.Call(plugin.WithTraceParent(ctx, trace.Parent(ctx)), provider, request)
+}
 
 func (k keptBackends) Status() []agent.Backend {
 	var all []agent.Backend
