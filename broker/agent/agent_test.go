@@ -13,10 +13,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/agent/fast"
@@ -31,6 +34,7 @@ type fakeBackends struct {
 
 	mu       sync.Mutex
 	calls    []string
+	marks    []string // of a Tracer, in the calls' contexts
 	retained []string
 	closed   bool
 	// hold, if set, is what a call waits for; entered hears of each call, left of each that its context ended.
@@ -41,6 +45,9 @@ type fakeBackends struct {
 func (f *fakeBackends) Call(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 	f.mu.Lock()
 	f.calls = append(f.calls, p.Name+" "+r.Image)
+	if mark, ok := ctx.Value(markKey{}).(string); ok {
+		f.marks = append(f.marks, mark)
+	}
 	closed, hold, fail := f.closed, f.hold, f.fail
 	f.mu.Unlock()
 	if closed {
@@ -120,6 +127,7 @@ type served struct {
 
 	observe     func(Observation)
 	observeCall func(Call)
+	trace       Tracer
 }
 
 const header = "apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\n"
@@ -194,7 +202,7 @@ func (s *served) options() Options {
 		Describe: func(r broker.Request, _ broker.Result, _ error, show bool) ([]byte, error) {
 			return json.Marshal(map[string]any{"image": r.Image, "show": show})
 		},
-		Version: "test", Observe: s.observe, ObserveCall: s.observeCall,
+		Version: "test", Observe: s.observe, ObserveCall: s.observeCall, Trace: s.trace,
 	}
 }
 
@@ -689,5 +697,50 @@ func TestARefusedConfigurationIsCountedOnce(t *testing.T) {
 		if c := s.Status().Configurations[0]; c.Refusals != i+1 || c.Reloads != 0 {
 			t.Errorf("%d refusals and %d reloads, want %d and 0", c.Refusals, c.Reloads, i+1)
 		}
+	}
+}
+
+// markingTracer notes what it is told, and marks what goes to the backend.
+type markingTracer struct {
+	mu   sync.Mutex
+	told []string
+}
+
+type markKey struct{}
+
+func (m *markingTracer) tell(format string, args ...any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.told = append(m.told, fmt.Sprintf(format, args...))
+}
+
+func (m *markingTracer) Request(ctx context.Context, r broker.Request, audience *string) (context.Context, func(broker.Result, error)) {
+	m.tell("request %s audience %q", r.Image, *audience)
+	return context.WithValue(ctx, markKey{}, "request"), func(r broker.Result, err error) { m.tell("request ends: %s", r.Outcome(err)) }
+}
+
+func (m *markingTracer) Provider(ctx context.Context, p *config.Provider) (context.Context, func(broker.Answer, error)) {
+	m.tell("provider %s in %v", p.Name, ctx.Value(markKey{}))
+	return context.WithValue(ctx, markKey{}, p.Name), func(a broker.Answer, err error) { m.tell("provider ends: held %v, %v", a.Held, err) }
+}
+
+func TestARequestIsTracedToItsBackend(t *testing.T) {
+	s := prepare(t)
+	s.write(s.path(), one("a"))
+	tracer := &markingTracer{}
+	s.trace = tracer
+	s.begin()
+	for range 2 {
+		s.password(s.resolve(fast.Request{HasAudience: true}))
+	}
+	want := []string{
+		`request ` + anImage + ` audience ""`, "provider one in request", "provider ends: held false, <nil>", "request ends: credentials",
+		`request ` + anImage + ` audience ""`, "provider one in request", "provider ends: held true, <nil>", "request ends: credentials",
+	}
+	if diff := cmp.Diff(want, tracer.told); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got := s.backends(0).marks; !slices.Equal(got, []string{"one"}) {
+		t.Errorf("the backend's calls were marked %q, want that of its provider", got)
 	}
 }
