@@ -44,10 +44,10 @@ func TestWhoWaitsForASlotHasHalfItsTimeLeft(t *testing.T) {
 	defer rt.Close()
 	release, _ := rt.Slot(t.Context(), "p", 1)
 	defer release()
-	ctx := withDeadline(t, 400*time.Millisecond)
+	ctx := withDeadline(t, 4*time.Second)
 	began := time.Now()
-	if _, waited := rt.Slot(ctx, "p", 1); !waited || ctx.Err() != nil || time.Since(began) < 200*time.Millisecond {
-		t.Errorf("it waited (%t) for %s of its 400 ms", waited, time.Since(began))
+	if _, waited := rt.Slot(ctx, "p", 1); !waited || ctx.Err() != nil || time.Since(began) < 2*time.Second {
+		t.Errorf("it waited (%t) for %s of its 4 s", waited, time.Since(began))
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)

@@ -222,12 +222,12 @@ func TestACollectorThatHangsHoldsNobodyUp(t *testing.T) {
 		_, end := tracer.Request(t.Context(), broker.Request{}, nil)
 		end(broker.Result{}, nil)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("10,000 requests took %s", took)
 	}
 	began = time.Now()
 	tracer.Close()
-	if took := time.Since(began); took > endTimeout+time.Second {
+	if took := time.Since(began); took > 10*endTimeout {
 		t.Errorf("the end took %s", took)
 	}
 }
