@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -39,6 +40,8 @@ type Result struct {
 	Slots    []Slot
 	Notes    []Note
 	Took     time.Duration
+	// Abandoned: there is an error because whoever asked has gone, and with him the context.
+	Abandoned bool
 }
 
 // Outcome is how a request ended, in the words that logs and metrics use.
@@ -50,12 +53,15 @@ const (
 	OutcomeNoCredentials Outcome = "no credentials"      // from providers that match
 	OutcomeNoProvider    Outcome = "no provider matches" // so no credentials either
 	OutcomeFailed        Outcome = "failed"
+	OutcomeAbandoned     Outcome = "abandoned"       // whoever asked has gone before there was an answer
 	OutcomeInvalid       Outcome = "invalid request" // it never came to Resolve
 )
 
 // Outcome is the outcome of a request that Resolve gave the result and the error for.
 func (r Result) Outcome(err error) Outcome {
 	switch {
+	case r.Abandoned:
+		return OutcomeAbandoned
 	case err != nil:
 		return OutcomeFailed
 	case len(r.Slots) == 0:
@@ -81,6 +87,7 @@ func (b *Broker) Resolve(ctx context.Context, request Request) (Result, error) {
 	result.Response, result.Notes, err = Merge(Merging{
 		Request: request, Policy: b.Policy, RegistryWide: result.Routing.RegistryWide, MaxCacheDuration: b.MaxCacheDuration, Now: b.Now(),
 	}, result.Slots)
+	result.Abandoned = err != nil && ctx.Err() == context.Canceled //nolint:errorlint // a context's error is one of two
 	result.Took = b.Now().Sub(began)
 	b.report(ctx, request, result, err)
 	return result, err
@@ -120,7 +127,11 @@ func (b *Broker) report(ctx context.Context, request Request, result Result, err
 		if slot.Answer.Held && slot.Err == nil {
 			held = append(held, slot.Provider.Name)
 		}
-		if slot.Err != nil {
+		switch {
+		case slot.Err == nil:
+		case errors.Is(slot.Err, context.Canceled): // not the provider's fault, unless it was slow
+			b.Log.InfoContext(ctx, "provider not waited for", "provider", slot.Provider.Name, "image", request.Image, "ms", slot.Took.Milliseconds())
+		default:
 			b.Log.WarnContext(ctx, "provider failed", "provider", slot.Provider.Name, "image", request.Image,
 				"kind", KindOf(slot.Err).String(), "reason", oneLine(slot.Err), "ms", slot.Took.Milliseconds())
 		}

@@ -24,6 +24,8 @@ type Backends interface {
 	cache.Source
 	// Retain ends the backends of all other providers once they have answered what they were asked.
 	Retain(providers []*config.Provider)
+	// Replace has the processes of these providers replaced: what they remember themselves goes with them. Their calls are answered first.
+	Replace(of func(*config.Provider) bool)
 	// Status says what runs.
 	Status() []Backend
 	// Close ends all of them; calls in flight are waited for until ctx is done.

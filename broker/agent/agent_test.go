@@ -36,6 +36,7 @@ type fakeBackends struct {
 	calls    []string
 	marks    []string // of a Tracer, in the calls' contexts
 	retained []string
+	replaced []string
 	closed   bool
 	// hold, if set, is what a call waits for; entered hears of each call, left of each that its context ended.
 	hold, entered, left chan struct{}
@@ -85,6 +86,16 @@ func (f *fakeBackends) Retain(providers []*config.Provider) {
 	f.retained = nil
 	for _, p := range providers {
 		f.retained = append(f.retained, p.Name)
+	}
+}
+
+func (f *fakeBackends) Replace(of func(*config.Provider) bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, name := range []string{"one", "two"} {
+		if of(&config.Provider{Name: name}) {
+			f.replaced = append(f.replaced, name)
+		}
 	}
 }
 
@@ -496,6 +507,10 @@ func TestWhoHangsUpIsNotWorkedForAnyMore(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the call goes on")
 	}
+	s.eventually("it is logged", func() bool { return strings.Contains(s.logged(), "outcome=abandoned") })
+	if log := s.logged(); !strings.Contains(log, `msg="provider not waited for" provider=one`) || strings.Contains(log, "provider failed") {
+		t.Errorf("%s", log)
+	}
 }
 
 func TestWhoWaitsHearsThatItIsWorkedOn(t *testing.T) {
@@ -598,17 +613,17 @@ func TestForgetDropsWhatItNames(t *testing.T) {
 - {name: two, matchImages: [other.example], defaultCacheDuration: 1h, mirrors: [{source: docker.io, endpoint: other.example/hub}]}
 `
 	for name, c := range map[string]struct {
-		request ForgetRequest
-		want    int
+		request  ForgetRequest
+		want     int
+		replaced string
 	}{
-		"nothing":                            {ForgetRequest{}, 0},
-		"all":                                {ForgetRequest{All: true}, 2},
-		"a provider's":                       {ForgetRequest{Provider: "one"}, 1},
-		"an unknown provider's":              {ForgetRequest{Provider: "three"}, 0},
-		"an image's":                         {ForgetRequest{Image: anImage}, 1},
-		"another image's of the registry":    {ForgetRequest{Image: "registry.example/other"}, 1},
-		"another registry's":                 {ForgetRequest{Image: "third.example/app"}, 0},
-		"an image's that is from the mirror": {ForgetRequest{Image: "docker.io/library/nginx"}, 1},
+		"nothing":                            {ForgetRequest{}, 0, ""},
+		"all":                                {ForgetRequest{All: true}, 2, "one two"},
+		"a provider's":                       {ForgetRequest{Provider: "one"}, 1, "one"},
+		"an image's":                         {ForgetRequest{Image: anImage}, 1, "one"},
+		"another image's of the registry":    {ForgetRequest{Image: "registry.example/other"}, 1, "one"},
+		"another registry's":                 {ForgetRequest{Image: "third.example/app"}, 0, ""},
+		"an image's that is from the mirror": {ForgetRequest{Image: "docker.io/library/nginx"}, 1, "two"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := serving(t, configuration)
@@ -628,7 +643,38 @@ func TestForgetDropsWhatItNames(t *testing.T) {
 			if n := len(s.Status().Configurations[0].Answers); n != 2-c.want {
 				t.Errorf("%d answers are held then, want %d", n, 2-c.want)
 			}
+			if got := strings.Join(s.backends(0).replaced, " "); got != c.replaced {
+				t.Errorf("the backends of %q are replaced, want %q", got, c.replaced)
+			}
 		})
+	}
+	s := serving(t, configuration)
+	s.resolve(fast.Request{})
+	if reply := s.resolve(fast.Request{Operation: fast.Forget, Body: []byte(`{"provider":"three"}`)}); reply.Status != 1 || !strings.Contains(string(reply.Stderr), `there is no provider "three": there are one, two`) {
+		t.Errorf("an unknown provider: %d %s", reply.Status, reply.Stderr)
+	}
+}
+
+func TestAStatusThatIsTooLongIsShortened(t *testing.T) {
+	s := serving(t, header+"providers:\n- {name: one, matchImages: ['*.registry.example'], defaultCacheDuration: 1h}\n")
+	const answers = 40
+	for i := range answers {
+		if reply := s.resolve(fast.Request{Body: body(fmt.Sprintf("r%d.registry.example/app", i))}); reply.Status != 0 {
+			t.Fatalf("%s", reply.Stderr)
+		}
+	}
+	whole := len(s.statusReply(maxStatus).Stdout)
+	reply := s.statusReply(whole - 1)
+	var status Status
+	if err := json.Unmarshal(reply.Stdout, &status); err != nil {
+		t.Fatal(err)
+	}
+	c := status.Configurations[0]
+	if c.Omitted != answers/2 || len(c.Answers) != answers/2 {
+		t.Errorf("%d answers are listed and %d omitted, of %d", len(c.Answers), c.Omitted, answers)
+	}
+	if reply := s.statusReply(0); !bytes.Contains(reply.Stdout, []byte(`"omitted":40`)) {
+		t.Errorf("without room for any: %s", reply.Stdout)
 	}
 }
 

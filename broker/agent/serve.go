@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,11 +136,24 @@ func (a *Agent) do(ctx context.Context, r fast.Request) fast.Reply {
 		return a.get(ctx, r)
 	case fast.Status:
 		a.Refresh(ctx) // what has just been written counts
-		return a.jsonReply(a.Status(), nil)
+		return a.statusReply(maxStatus)
 	case fast.Forget:
 		return a.jsonReply(a.forget(r)) //nolint:contextcheck // what is revoked goes on after the reply
 	default: // DecodeRequest lets no other pass
 		return fast.Reply{Unserved: fmt.Sprintf("operation %d is not known here", r.Operation)}
+	}
+}
+
+// maxStatus is what a frame can hold, less its fields' heads, in bytes.
+const maxStatus = fast.MaxFrame - 64
+
+// statusReply is the status, with as many of the answers as there is room for.
+func (a *Agent) statusReply(room int) fast.Reply {
+	for status := a.Status(); ; {
+		reply := a.jsonReply(status, nil)
+		if len(reply.Stdout) <= room || !status.shorten() {
+			return reply
+		}
 	}
 }
 
@@ -256,8 +271,9 @@ type ForgetRequest struct {
 
 // Forgotten is the reply to a ForgetRequest.
 type Forgotten struct {
-	// Answers is how many were dropped.
-	Answers int `json:"answers"`
+	// Answers is how many were dropped, Failures how many remembered failures.
+	Answers  int `json:"answers"`
+	Failures int `json:"failures"`
 }
 
 func (a *Agent) forget(r fast.Request) (Forgotten, error) {
@@ -266,36 +282,58 @@ func (a *Agent) forget(r fast.Request) (Forgotten, error) {
 		return Forgotten{}, errors.New("the agent was asked in words that it does not know")
 	}
 	var forgotten Forgotten
+	var names []string
 	for _, s := range a.sets.snapshot() {
 		l := s.loaded.Load()
 		if l == nil || !l.kept.acquire() {
 			continue
 		}
-		forgotten.Answers += l.kept.cache.Forget(matching(body, l.cfg))
+		matches := matching(body, l.cfg)
+		answers, failures := l.kept.cache.Forget(matches.answer)
+		forgotten.Answers += answers
+		forgotten.Failures += failures
+		// A backend may have a memory of its own, as that for ECR has.
+		l.kept.backends.Replace(matches.provider)
+		for _, p := range l.cfg.Providers {
+			names = append(names, p.Name)
+		}
 		l.release()
 	}
-	a.Logger().Info("answers were forgotten", "answers", forgotten.Answers, "image", body.Image, "provider", body.Provider, "all", body.All)
+	if body.Provider != "" && !slices.Contains(names, body.Provider) {
+		slices.Sort(names)
+		return Forgotten{}, fmt.Errorf("there is no provider %q: there are %s", body.Provider, strings.Join(slices.Compact(names), ", "))
+	}
+	a.Logger().Info("answers were forgotten", "answers", forgotten.Answers, "failures", forgotten.Failures, "image", body.Image, "provider", body.Provider, "all", body.All)
 	return forgotten, nil
 }
 
-// matching says which answers a request to forget is about. An image means whatever could be answered for it, be it filed under its registry or its mirror.
-func matching(body ForgetRequest, cfg *config.Config) func(cache.Held) bool {
+// matches are what a request to forget is about.
+type matches struct {
+	provider func(*config.Provider) bool
+	answer   func(cache.Held) bool
+}
+
+// matching says what a request to forget is about. An image means whatever could be answered for it, be it filed under its registry or its mirror.
+func matching(body ForgetRequest, cfg *config.Config) matches {
 	switch {
 	case body.All:
-		return func(cache.Held) bool { return true }
+		return matches{func(*config.Provider) bool { return true }, func(cache.Held) bool { return true }}
 	case body.Provider != "":
-		return func(h cache.Held) bool { return h.Provider == body.Provider }
-	case body.Image == "":
-		return func(cache.Held) bool { return false }
+		return matches{func(p *config.Provider) bool { return p.Name == body.Provider }, func(h cache.Held) bool { return h.Provider == body.Provider }}
 	}
 	askedFor := map[string]string{} // by provider
-	for _, d := range broker.Route(cfg.Providers, broker.Request{Image: body.Image}).Decisions {
-		if d.Asked || d.PassedOver != "" {
-			askedFor[d.Provider.Name] = d.Image
+	if body.Image != "" {
+		for _, d := range broker.Route(cfg.Providers, broker.Request{Image: body.Image}).Decisions {
+			if d.Asked || d.PassedOver != "" {
+				askedFor[d.Provider.Name] = d.Image
+			}
 		}
 	}
-	return func(h cache.Held) bool {
-		asked, ok := askedFor[h.Provider]
-		return ok && (h.Name == asked || h.Scope == cache.ScopeRegistry && h.Name == image.Registry(asked))
+	return matches{
+		func(p *config.Provider) bool { return askedFor[p.Name] != "" },
+		func(h cache.Held) bool {
+			asked, ok := askedFor[h.Provider]
+			return ok && (h.Name == asked || h.Scope == cache.ScopeRegistry && h.Name == image.Registry(asked))
+		},
 	}
 }

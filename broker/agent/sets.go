@@ -96,8 +96,6 @@ func (l *loaded) release() { l.kept.release() }
 
 // current gives the configuration as it is on disk now or, if that is broken, as it last was in order. There is an error only where it never was.
 func (s *set) current(ctx context.Context) (*loaded, error) {
-	// The version is taken before the files are read: what is changed in between is seen.
-	began := s.agent.Now()
 	version := config.Look(s.agent.Paths(s.path)...)
 	if l := s.loaded.Load(); l.holds(version) {
 		return l, nil
@@ -111,18 +109,11 @@ func (s *set) current(ctx context.Context) (*loaded, error) {
 	if r := s.refused; r.err != nil && r.version.Equal(version) && version.Settled(r.at) {
 		return orError(previous, r.err)
 	}
-	cfg, err := s.agent.Load(s.path, s.backendDir)
-	for again := 0; ; again++ {
-		// Of several files some may have been read before they were exchanged and others after it: that is no configuration that anybody made.
-		now := config.Look(s.agent.Paths(s.path)...)
-		if now.Equal(version) {
-			break
-		}
-		if again == rereads {
-			return orError(previous, errChanging)
-		}
-		began, version = s.agent.Now(), now
-		cfg, err = s.agent.Load(s.path, s.backendDir)
+	var cfg *config.Config
+	var err error
+	version, began, changing := config.ReadWhole(s.agent.Now, func() []string { return s.agent.Paths(s.path) }, func() { cfg, err = s.agent.Load(s.path, s.backendDir) })
+	if changing != nil {
+		return orError(previous, changing)
 	}
 	if err != nil {
 		if s.refused.err == nil || !s.refused.version.Equal(version) {
@@ -144,11 +135,6 @@ func (s *set) current(ctx context.Context) (*loaded, error) {
 	s.replace(ctx, previous, next)
 	return next, nil
 }
-
-// rereads is how often a configuration is read once more because it was changed meanwhile. It takes a millisecond each time.
-const rereads = 20
-
-var errChanging = errors.New("the configuration is being changed all the time: nobody can tell what it is")
 
 func orError(l *loaded, err error) (*loaded, error) {
 	if l == nil {

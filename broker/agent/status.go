@@ -33,6 +33,8 @@ type Configuration struct {
 	Providers []Provider `json:"providers"`
 	// Answers are those that are held, and the failures that are remembered.
 	Answers []cache.Held `json:"answers"`
+	// Omitted is how many of them are not listed, because a reply has no room for all.
+	Omitted int `json:"omitted,omitempty"`
 	// Entries is how much is remembered, Bytes about how much memory that takes, and Unlocked how many answers lie in memory that may be swapped out.
 	Entries  int `json:"entries"`
 	Bytes    int `json:"bytes"`
@@ -80,6 +82,19 @@ func (a *Agent) Status() Status {
 		l.release()
 	}
 	return status
+}
+
+// shorten leaves out half of the answers, the last in their order. False: there are none to leave out.
+func (s *Status) shorten() bool {
+	shortened := false
+	for i := range s.Configurations {
+		c := &s.Configurations[i]
+		keep := len(c.Answers) / 2
+		shortened = shortened || keep < len(c.Answers)
+		c.Omitted += len(c.Answers) - keep
+		c.Answers = c.Answers[:keep]
+	}
+	return shortened
 }
 
 func (s *set) status(l *loaded) Configuration {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -26,6 +27,28 @@ func (v Version) Settled(t time.Time) bool {
 
 // coarsestTime is more than two changes of a file can lie apart and bear the same time: ten milliseconds on Linux (a tick of the kernel), two seconds on FAT, which nobody has below /etc.
 const coarsestTime = 100 * time.Millisecond
+
+// rereads is how often a configuration is read once more because it was changed meanwhile. It takes a millisecond each time.
+const rereads = 20
+
+// ReadWhole has read read the files at paths, and once more as long as they were changed meanwhile: of several files some may have been read before they were exchanged and others after it, and that is no
+// configuration that anybody made. It gives the version that was read, and when that was looked at. The error says that the changes do not end.
+func ReadWhole(now func() time.Time, paths func() []string, read func()) (Version, time.Time, error) {
+	began := now()
+	version := Look(paths()...)
+	for range rereads {
+		read()
+		again := now()
+		after := Look(paths()...)
+		if after.Equal(version) {
+			return version, began, nil
+		}
+		began, version = again, after
+	}
+	return version, began, errChanging
+}
+
+var errChanging = errors.New("the configuration is being changed all the time: nobody can tell what it is")
 
 // Look gives the version of the configuration that Load would read from the same paths: which files there are, and what the file system says of each. A path that cannot be looked at has a
 // version too.

@@ -120,7 +120,7 @@ func startUnit(ctx context.Context, manager []string, self string, args []string
 	command := slices.Concat(manager[1:], []string{
 		"--quiet", "--collect", "--unit=credential-broker-agent-" + hex.EncodeToString(sum[:4]),
 		"--description=credential-broker agent, started by a request", "--property=Type=notify", "--property=NotifyAccess=all", "--property=KillMode=mixed",
-		"--property=TimeoutStopSec=65", "--property=LimitCORE=0", "--property=LimitMEMLOCK=infinity", "--", self,
+		"--property=TimeoutStopSec=65", "--property=LimitCORE=1", "--property=LimitMEMLOCK=infinity", "--", self,
 	}, args, []string{"--environment", environment})
 	cmd := exec.CommandContext(ctx, manager[0], command...)
 	cmd.Dir = "/"

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -81,7 +82,11 @@ func (o *options) inspect() (*config.Config, config.Problems, error) {
 
 // inspect reads the configuration from these paths.
 func inspect(paths []string, backendDir string) (*config.Config, config.Problems, error) {
-	cfg, problems := config.Inspect(paths...)
+	var cfg *config.Config
+	var problems config.Problems
+	if _, _, err := config.ReadWhole(time.Now, func() []string { return paths }, func() { cfg, problems = config.Inspect(paths...) }); err != nil {
+		return nil, nil, err
+	}
 	for _, source := range cfg.Sources {
 		if err := trust.File(source); err != nil {
 			return nil, nil, err

@@ -51,7 +51,7 @@ func forgetCommand(opts *options) *cobra.Command {
 		Use:   "forget IMAGE | --provider NAME | --all",
 		Short: "Have the agent drop answers, so that the next pull asks anew",
 		Long: `Have the agent drop answers, so that the next pull asks anew: those for an image (what is held for its whole registry included), those of a provider, or all.
-Where a backend can, what it lent is revoked. What the kubelet itself has cached stays until its cacheDuration is over: maxCacheDuration bounds that.`,
+The backends concerned are started anew, so that they remember nothing either; where a backend can, what it lent is revoked. What the kubelet itself has cached stays until its cacheDuration is over: maxCacheDuration bounds that.`,
 		Example: `  credential-broker forget registry.example/team/app
   credential-broker forget --provider ecr`,
 		Args: cobra.MaximumNArgs(1),
@@ -84,7 +84,11 @@ Where a backend can, what it lent is revoked. What the kubelet itself has cached
 			if output.json() {
 				return printJSON(cmd, json.RawMessage(data))
 			}
-			newScreen(cmd).printf("%d %s forgotten\n", forgotten.Answers, plural("answer", forgotten.Answers))
+			text := fmt.Sprintf("%d %s", forgotten.Answers, plural("answer", forgotten.Answers))
+			if forgotten.Failures > 0 {
+				text += fmt.Sprintf(" and %d %s", forgotten.Failures, plural("failure", forgotten.Failures))
+			}
+			newScreen(cmd).printf("%s forgotten\n", text)
 			return nil
 		},
 	}
@@ -148,7 +152,7 @@ func printStatus(s screen, status agent.Status, now time.Time) {
 			name += ", backends in " + c.BackendDir
 		}
 		s.printf("\n%s\n", s.paint(bold, name))
-		held := 0
+		held := c.Omitted
 		for _, a := range c.Answers {
 			if !a.Obtained.IsZero() {
 				held++
@@ -164,6 +168,9 @@ func printStatus(s screen, status agent.Status, now time.Time) {
 		}
 		printAgentProviders(s, c.Providers, now)
 		printHeld(s, c.Answers, now)
+		if c.Omitted > 0 {
+			s.printf("  … and %d more\n", c.Omitted)
+		}
 	}
 }
 

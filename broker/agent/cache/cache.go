@@ -426,7 +426,7 @@ func (c *Cache) Retain(providers []*config.Provider) {
 
 // Forget drops the answers and failures that match, and returns how many those were. Answers to calls that are under way, and would match, are not kept. What was dropped is revoked through the Source in the
 // background, as far as its backend can. The function that matches must not call the cache.
-func (c *Cache) Forget(match func(Held) bool) (dropped int) {
+func (c *Cache) Forget(match func(Held) bool) (answers, failures int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for f := range c.underWay {
@@ -439,14 +439,15 @@ func (c *Cache) Forget(match func(Held) bool) (dropped int) {
 		if i.scope != nil || !match(i.held()) {
 			continue
 		}
-		if i.shown() {
-			dropped++
-		}
-		if i.answer != nil {
+		switch {
+		case i.answer != nil:
+			answers++
 			c.revoke(i.ask.provider, i.answer.lease())
+		case i.shown():
+			failures++
 		}
 		c.store.drop(i)
 	}
 	c.arm()
-	return dropped
+	return answers, failures
 }

@@ -114,7 +114,7 @@ func (m *Metrics) prune(status agent.Status) {
 	for _, c := range status.Configurations {
 		name := c.Name()
 		there[providerKey{name, ""}] = true
-		for _, outcome := range []broker.Outcome{broker.OutcomeCredentials, broker.OutcomeNoCredentials, broker.OutcomeNoProvider, broker.OutcomeFailed, broker.OutcomeInvalid} {
+		for _, outcome := range []broker.Outcome{broker.OutcomeCredentials, broker.OutcomeNoCredentials, broker.OutcomeNoProvider, broker.OutcomeFailed, broker.OutcomeAbandoned, broker.OutcomeInvalid} {
 			m.requests.WithLabelValues(name, string(outcome))
 		}
 		for _, p := range c.Providers {

@@ -173,6 +173,7 @@ credential_broker_request_duration_seconds_bucket{configuration="default",from="
 credential_broker_request_duration_seconds_sum{configuration="default",from="nobody"} 0.001
 credential_broker_requests_total{configuration="",outcome="failed"} 0
 credential_broker_requests_total{configuration="",outcome="unserved"} 1
+credential_broker_requests_total{configuration="default",outcome="abandoned"} 0
 credential_broker_requests_total{configuration="default",outcome="credentials"} 2
 credential_broker_requests_total{configuration="default",outcome="failed"} 0
 credential_broker_requests_total{configuration="default",outcome="invalid request"} 0

@@ -239,6 +239,21 @@ func (k *Keeper) Retain(providers []*config.Provider) {
 	}
 }
 
+// Replace has the processes of these providers stopped, each when it has no calls any more; the next call starts another one, with nothing in its memory, at once.
+func (k *Keeper) Replace(of func(*config.Provider) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.kept {
+		if !of(s.provider) {
+			continue
+		}
+		s.failures, s.notBefore = 0, time.Time{}
+		if s.current != nil {
+			s.current.retireLocked()
+		}
+	}
+}
+
 // KeptBackend is what is known of one provider's process.
 type KeptBackend struct {
 	Provider    string `json:"provider"`

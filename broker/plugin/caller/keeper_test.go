@@ -752,6 +752,49 @@ func TestRetainStopsTheOthersWhenTheirCallsAreDone(t *testing.T) {
 	})
 }
 
+func TestReplaceStartsAnewAtOnceAndLetsCallsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, KeeperOptions{}, func(context.Context, int) (*actor, error) {
+			a := &actor{}
+			a.get = func(ctx context.Context) (*backendv1.GetCredentialsResponse, error) {
+				return a.answer(), a.until(ctx, time.After(time.Second))
+			}
+			return a, nil
+		})
+		one, other := st.provider(), st.provider()
+		other.Config = []byte(`{"other":true}`)
+		if _, err := st.askWithin(t.Context(), time.Minute, other); err != nil {
+			t.Fatal(err)
+		}
+		var call sync.WaitGroup
+		call.Go(func() {
+			if _, err := st.askWithin(t.Context(), time.Minute, one); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		st.Replace(func(p *config.Provider) bool { return p == one })
+		synctest.Wait()
+		if seen := st.actor(2).seen(); slices.Contains(seen, "stop") {
+			t.Errorf("it has a call, and this happened to it: %v", seen)
+		}
+		for _, provider := range []*config.Provider{one, other} {
+			if _, err := st.askWithin(t.Context(), time.Minute, provider); err != nil {
+				t.Error(err)
+			}
+		}
+		call.Wait()
+		synctest.Wait()
+		if seen := st.actor(2).seen(); seen[len(seen)-1] != "stop" {
+			t.Errorf("the old one: %v", seen)
+		}
+		if got := st.started(); got != 3 {
+			t.Errorf("%d processes were started, want 3: one of the other provider's, and two", got)
+		}
+		st.end(t)
+	})
+}
+
 func TestClose(t *testing.T) {
 	slow := always(func() *actor {
 		a := &actor{features: []backendv1.Feature{backendv1.Feature_FEATURE_CLOSE}}
