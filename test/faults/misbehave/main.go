@@ -153,8 +153,15 @@ func provider(mode, argument string) {
 		flood(os.Stderr, number(argument))
 		good()
 	case "gigabyteAnswer": // valid JSON, and too much of it
-		l.Password = strings.Repeat("x", int(number(argument)))
-		good()
+		const here = "HERE"
+		l.Password = here
+		before, after, _ := strings.Cut(response(request.APIVersion, "Registry", "1h", nil, l), here)
+		fmt.Fprint(os.Stdout, before)
+		part := strings.Repeat("x", 1<<16)
+		for left := number(argument); left > 0; left -= int64(len(part)) {
+			fmt.Fprint(os.Stdout, part)
+		}
+		fmt.Fprintln(os.Stdout, after)
 	case "keys":
 		auth := map[string]map[string]string{}
 		for i := range number(argument) {
