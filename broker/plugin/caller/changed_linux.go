@@ -14,3 +14,9 @@ func changed(info fs.FileInfo) time.Time {
 	}
 	return time.Unix(stat.Ctim.Unix())
 }
+
+// unlinked says that the file has no name any more.
+func unlinked(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stat.Nlink == 0
+}

@@ -234,7 +234,7 @@ func TestAFileReplacedUnderLoadCostsNoCallAndAnswersFromThenOn(t *testing.T) {
 	// One process for each file, of which only the last one is left.
 	pids := k.started(t)
 	if len(pids) != 21 {
-		t.Errorf("%d processes, want 21", len(pids))
+		t.Errorf("%d processes, want 21: %+v", len(pids), k.Status())
 	}
 	waitFor(t, "the end of the old ones", func() bool {
 		running := 0

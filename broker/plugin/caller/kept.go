@@ -71,12 +71,20 @@ func (s *kept) look() (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, broker.Errorf(broker.Misconfigured, "backend %q: %w", s.provider.Backend, err)
+	var info fs.FileInfo
+	for range maxGlances {
+		if info, err = os.Stat(path); err != nil {
+			return nil, broker.Errorf(broker.Misconfigured, "backend %q: %w", s.provider.Backend, err)
+		}
+		if !unlinked(info) {
+			break
+		}
 	}
 	return &file{path: path, info: info, from: from, to: s.looks.Add(1)}, nil
 }
+
+// maxGlances bounds the looks at a file that another one is just taking the place of: it bears the time of that already, and the name still. It would be taken for a third file.
+const maxGlances = 1000
 
 // once lets ask have the current process.
 func (s *kept) once(ctx context.Context, parts *parts, ask func(*instance) error) error {
