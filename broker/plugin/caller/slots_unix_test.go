@@ -27,7 +27,7 @@ const asCold = "TEST_COLD"
 
 func coldMain(dir string) {
 	mode, self := os.Getenv("MODE"), os.Args[0]
-	c := New(Options{BaseDirs: []string{filepath.Join(dir, "b")}, Logger: slog.New(slog.DiscardHandler), Environ: []string{}, Slots: os.Getenv("NO_SLOTS") == ""})
+	c := New(Options{BaseDirs: []string{filepath.Join(dir, "b")}, Logger: slog.New(slog.DiscardHandler), Environ: []string{}, Slots: true})
 	defer func() { _ = c.Close() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // who has waited for half of it does not count
 	defer cancel()
