@@ -104,11 +104,7 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 		}
 	}()
 	b := &bench{out: os.Stdout, dir: dir, cloud: remote, parts: map[string]map[string][]time.Duration{}}
-	defer func() {
-		for _, a := range b.agents {
-			err = errors.Join(err, a.close())
-		}
-	}()
+	defer func() { err = errors.Join(err, b.endAgents()) }()
 	for _, part := range parts {
 		switch part {
 		case "requests":
@@ -120,11 +116,22 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 		default:
 			err = fmt.Errorf("no part is called %q", part)
 		}
+		if err == nil {
+			err = b.endAgents() // another part has its own, and is to have the machine for itself
+		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (b *bench) endAgents() (err error) {
+	for _, a := range b.agents {
+		err = errors.Join(err, a.close())
+	}
+	b.agents = nil
+	return err
 }
 
 // requests measures one request at a time.
