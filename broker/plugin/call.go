@@ -25,7 +25,7 @@ func (p *Process) Configure(ctx context.Context) []*Error {
 	}
 	response, err := p.rpc.Configure(ctx, &backendv1.ConfigureRequest{Settings: settings, Provider: p.spec.Provider})
 	if err != nil {
-		return []*Error{p.callError(ctx, "configure", err)}
+		return []*Error{p.callError(ctx, nil, "configure", err)}
 	}
 	const most = 100
 	var problems []*Error
@@ -46,7 +46,7 @@ func (p *Process) GetCredentials(ctx context.Context, request *backendv1.GetCred
 	prepare(ctx, call, request)
 	response, err := p.rpc.GetCredentials(ctx, request)
 	if err != nil {
-		return nil, p.callError(ctx, "answer", err)
+		return nil, p.callError(ctx, call, "answer", err)
 	}
 	return p.judge(call, response)
 }
@@ -66,7 +66,7 @@ func (p *Process) Renew(ctx context.Context, request *backendv1.RenewRequest) (*
 	case status.Code(err) == codes.Unimplemented:
 		return nil, ErrNothingToRenew
 	case err != nil:
-		return nil, p.callError(ctx, "renew an answer", err)
+		return nil, p.callError(ctx, call, "renew an answer", err)
 	}
 	return p.judge(call, response)
 }
@@ -163,7 +163,7 @@ func (p *Process) Revoke(ctx context.Context, lease []byte) error {
 	case status.Code(err) == codes.Unimplemented:
 		return ErrNothingToRevoke
 	case err != nil:
-		return p.callError(ctx, "revoke an answer", err)
+		return p.callError(ctx, call, "revoke an answer", err)
 	case response.GetError() != nil:
 		return p.backendError(response.GetError())
 	}
@@ -178,7 +178,7 @@ func (p *Process) Close(ctx context.Context) error {
 	case status.Code(err) == codes.Unimplemented:
 		return nil
 	case err != nil:
-		return p.callError(ctx, "close", err)
+		return p.callError(ctx, nil, "close", err)
 	case response.GetError() != nil:
 		return p.backendError(response.GetError())
 	}
@@ -208,7 +208,7 @@ func (p *Process) Check(ctx context.Context, request *backendv1.CheckRequest) er
 	case status.Code(err) == codes.Unimplemented:
 		return ErrNothingToCheck
 	case err != nil:
-		return p.callError(ctx, "check itself", err)
+		return p.callError(ctx, nil, "check itself", err)
 	case response.GetError() != nil:
 		return p.backendError(response.GetError())
 	}
@@ -219,7 +219,7 @@ func (p *Process) Check(ctx context.Context, request *backendv1.CheckRequest) er
 func (p *Process) Describe(ctx context.Context) (*backendv1.DescribeResponse, error) {
 	response, err := p.rpc.Describe(ctx, &backendv1.DescribeRequest{})
 	if err != nil {
-		return nil, p.callError(ctx, "describe itself", err)
+		return nil, p.callError(ctx, nil, "describe itself", err)
 	}
 	response.Name, response.Version = clean(response.GetName(), 100), clean(response.GetVersion(), 100)
 	return response, nil
@@ -251,8 +251,8 @@ func (p *Process) text(s string) string {
 	return said
 }
 
-// callError says why a call did not come back with an answer.
-func (p *Process) callError(ctx context.Context, doing string, err error) *Error {
+// callError says why a call did not come back with an answer. Mine is that call, nil for one that no secrets pass through.
+func (p *Process) callError(ctx context.Context, mine *call, doing string, err error) *Error {
 	s, _ := status.FromError(err)
 	switch s.Code() { //nolint:exhaustive // the others say nothing about the backend's end
 	case codes.DeadlineExceeded: // gRPC tells the backend the deadline, and its side may notice first
@@ -263,9 +263,9 @@ func (p *Process) callError(ctx context.Context, doing string, err error) *Error
 		}
 	}
 	if ctx.Err() != nil {
-		return TimeError(ctx, doing, p.lastWords())
+		return TimeError(ctx, doing, p.lastWords(mine))
 	}
-	if why := p.reason(doing); why != nil {
+	if why := p.reason(mine, doing); why != nil {
 		return why
 	}
 	switch s.Code() {
@@ -304,7 +304,7 @@ func (p *Process) startError(ctx context.Context, err error) *Error {
 	if ctx.Err() == nil {
 		p.child.awaitOwnExit()
 	}
-	if why := p.reason("start"); why != nil {
+	if why := p.reason(nil, "start"); why != nil {
 		return why
 	}
 	inTime := ctx.Err() == nil
@@ -313,19 +313,19 @@ func (p *Process) startError(ctx context.Context, err error) *Error {
 	var marked *Error
 	switch {
 	case !inTime:
-		return TimeError(ctx, "start", p.lastWords())
+		return TimeError(ctx, "start", p.lastWords(nil))
 	case errors.As(err, &marked):
 		return marked
 	case p.child.cmd == nil: // it never came to a process: the directory for its socket
 		return systemError(fmt.Errorf("make the directory of the backend's socket: %w", err))
 	case !p.child.hasGreeted():
-		return errorf(backendv1.Error_KIND_MISCONFIGURED, "the backend closed its standard output without a go-plugin handshake: this is no backend%s", p.lastWords())
+		return errorf(backendv1.Error_KIND_MISCONFIGURED, "the backend closed its standard output without a go-plugin handshake: this is no backend%s", p.lastWords(nil))
 	}
-	return errorf(backendv1.Error_KIND_UNAVAILABLE, "connect to the backend: %s%s", p.text(err.Error()), p.lastWords())
+	return errorf(backendv1.Error_KIND_UNAVAILABLE, "connect to the backend: %s%s", p.text(err.Error()), p.lastWords(nil))
 }
 
 // reason is what is known of a backend that broke: why this side refused it, or how it ended.
-func (p *Process) reason(doing string) *Error {
+func (p *Process) reason(mine *call, doing string) *Error {
 	p.child.mu.Lock()
 	refusal := p.child.refusal
 	p.child.mu.Unlock()
@@ -337,16 +337,20 @@ func (p *Process) reason(doing string) *Error {
 		if doing != "start" {
 			before = "when asked to " + doing
 		}
-		why := errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend %s %s%s", ended, before, p.lastWords())
+		why := errorf(backendv1.Error_KIND_UNAVAILABLE, "the backend %s %s%s", ended, before, p.lastWords(mine))
 		why.Gone = true
 		return why
 	}
 	return nil
 }
 
-func (p *Process) lastWords() string {
-	if words := p.output.lastWords(); words != "" {
+func (p *Process) lastWords(mine *call) string {
+	words, withheld := p.output.lastWords(mine)
+	switch {
+	case words != "":
 		return "; its last words: " + words
+	case withheld:
+		return "; what it printed is in the log"
 	}
 	return "; it printed nothing"
 }

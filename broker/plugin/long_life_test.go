@@ -378,7 +378,7 @@ func TestWhatWasPrintedOfASecretIsHiddenWhenTheSecretIsForgotten(t *testing.T) {
 	if text := p.text(first); text != first {
 		t.Fatalf("it is not forgotten: %s", text)
 	}
-	words := p.lastWords()
+	words := p.lastWords(nil)
 	p.Flush()
 	for _, said := range []string{words, log.String()} {
 		if strings.Count(said, "got [redacted]") != 2 || strings.Contains(said, "first") {
@@ -387,6 +387,37 @@ func TestWhatWasPrintedOfASecretIsHiddenWhenTheSecretIsForgotten(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), `level=WARN msg="got [redacted]"`) || !strings.Contains(log.String(), "said.n=1 said.who=[redacted]") {
 		t.Errorf("the line of a structured log is none any more: %s", log)
+	}
+}
+
+func TestAnErrorHasNothingThatMayBelongToAnotherCall(t *testing.T) {
+	o := newOutput()
+	s := o.stream("stderr")
+	said := func(mine *call) string {
+		words, withheld := o.lastWords(mine)
+		return fmt.Sprint(words, withheld)
+	}
+	_, _ = s.Write([]byte("ready\n"))
+	mine := o.begin()
+	_, _ = s.Write([]byte("asked by me\n"))
+	if got := said(mine); got != "ready; asked by mefalse" {
+		t.Errorf("alone: %s", got)
+	}
+	other := o.begin()
+	_, _ = s.Write([]byte("another's password\n"))
+	if got := said(mine); got != "ready; asked by metrue" {
+		t.Errorf("beside another call: %s", got)
+	}
+	if got := said(other); got != "readytrue" {
+		t.Errorf("the other: %s", got)
+	}
+	if got := said(nil); got != "readytrue" {
+		t.Errorf("who is none of both: %s", got)
+	}
+	mine.end()
+	other.end()
+	if got := said(nil); got != "ready; asked by me; another's passwordfalse" {
+		t.Errorf("after all calls: %s", got)
 	}
 }
 

@@ -190,14 +190,23 @@ func (o *output) redactKept(redact redactor) {
 	}
 }
 
-// lastWords are the last lines, for an error: from the message of a panic on, if there is one. Empty if nothing was printed.
-func (o *output) lastWords() string {
+// lastWords are the last lines, for an error: from the message of a panic on, if there is one. What may belong to other calls under way than mine is withheld: it may hold secrets of theirs. Empty
+// if nothing else was printed.
+func (o *output) lastWords(mine *call) (words string, withheld bool) {
 	const lines, length = 5, 1 << 10
 	var all []printed
 	redact := o.secrets.with(func() bool {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		all = slices.Concat(o.first, o.last)
+		before := o.count
+		for c := range o.calls {
+			if c != mine {
+				before = min(before, c.from)
+			}
+		}
+		var others []printed
+		all, others = cutAt(slices.Concat(o.first, o.last), before)
+		withheld = len(others) > 0
 		return len(all) > 0
 	})
 	all = slices.DeleteFunc(all, func(p printed) bool { return strings.TrimSpace(p.text) == "" })
@@ -208,11 +217,11 @@ func (o *output) lastWords() string {
 			break
 		}
 	}
-	words := make([]string, 0, lines)
+	said := make([]string, 0, lines)
 	for _, p := range all[from:min(len(all), from+lines)] {
-		words = append(words, clean(p.read(redact).message, length))
+		said = append(said, clean(p.read(redact).message, length))
 	}
-	return clean(strings.Join(words, "; "), length)
+	return clean(strings.Join(said, "; "), length), withheld
 }
 
 // log writes what has been kept to the logger, each line at the level it names for itself, and forgets it. It is for the end: a line that has none ends here.
