@@ -32,9 +32,9 @@ const (
 // slotWait is the time that who asks for a slot is taken to have where ctx has no deadline.
 const slotWait = 20 * time.Second
 
-// Slot waits until fewer than the given number of processes hold a slot of this name, and takes one, until release is called. All processes that have the same directories to work in share the
-// slots. Who waits must still have time for what it is about to do: when half of ctx's time is gone there are twice as many slots for it, when three quarters are, four times, and when seven eighths
-// are, it goes on without one, as it does where there are none. So a crowd that waits in vain does not set out all at one moment.
+// Slot waits until fewer than the given number of processes hold a slot of this name, and takes one, until release is called, which may be called again. All processes that have the same directories to
+// work in share the slots. Who waits must still have time for what it is about to do: at some random moment when between a half and seven eighths of ctx's time is gone it goes on without one, as it does
+// where there are none. So a crowd that waits in vain does not set out all at one moment.
 func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release func(), waited bool) {
 	none := func() {}
 	base, err := rt.workIn()
@@ -45,14 +45,15 @@ func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release f
 	if deadline, ok := ctx.Deadline(); ok {
 		allowed = deadline.Sub(began)
 	}
+	patience := slotPatience(allowed, rand.Float64()) //nolint:gosec // it spreads moments and guards nothing
 	sum := sha256.Sum256([]byte(name))
 	prefix := filepath.Join(base, slotPrefix+hex.EncodeToString(sum[:])[:slotHash])
 	for pause := firstSlotPause; ; pause = min(pause*3/2, longestSlotPause) {
-		times, next := slotsAfter(time.Since(began), allowed)
-		if times == 0 {
+		left := patience - time.Since(began)
+		if left <= 0 {
 			return none, waited
 		}
-		lock, err := lockOneOf(prefix, number*times)
+		lock, err := lockOneOf(prefix, number)
 		if err == nil && lock != nil {
 			return func() { _ = lock.Close() }, waited
 		}
@@ -60,7 +61,7 @@ func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release f
 			return none, waited
 		}
 		waited = true
-		timer := time.NewTimer(min(pause/2+rand.N(pause), max(next, time.Millisecond))) //nolint:gosec // it spreads pauses and guards nothing
+		timer := time.NewTimer(min(pause/2+rand.N(pause), left)) //nolint:gosec // as above
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -70,23 +71,18 @@ func (rt *Runtime) Slot(ctx context.Context, name string, number int) (release f
 	}
 }
 
-// slotsAfter says how many times the usual number of slots there are for who has waited for so long of the time that it has, none being that it waits no more, and for how long that holds.
-func slotsAfter(waited, allowed time.Duration) (times int, next time.Duration) {
-	for _, step := range []struct {
-		until time.Duration
-		times int
-	}{{allowed / 2, 1}, {allowed * 3 / 4, 2}, {allowed * 7 / 8, 4}} {
-		if waited < step.until {
-			return step.times, step.until - waited
-		}
-	}
-	return 0, 0
+// slotPatience is for how long of the time that it has somebody waits for a slot; random is in [0, 1).
+func slotPatience(allowed time.Duration, random float64) time.Duration {
+	return allowed/2 + time.Duration(random*float64(allowed)*3/8)
 }
 
-// lockOneOf takes the lock on any of the files. errTaken: other processes have them all.
+// slotTries is how many of the files one look tries: hundreds that wait on a machine of many processors had better not try hundreds of files each.
+const slotTries = 8
+
+// lockOneOf takes the lock on any of the files. errTaken: other processes have all that were tried.
 func lockOneOf(prefix string, number int) (*os.File, error) {
 	first := rand.IntN(number) //nolint:gosec // where to begin to look
-	for i := range number {
+	for i := range min(number, slotTries) {
 		lock, err := lockFile(fmt.Sprintf("%s-%d", prefix, (first+i)%number))
 		if !errors.Is(err, errTaken) {
 			return lock, err

@@ -34,7 +34,7 @@ type Options struct {
 // Caller starts a backend for each call and stops it afterwards. Close it when all calls are done.
 type Caller struct {
 	host
-	slots int // 0: no bound
+	starts, runs int // of one provider at once, see slots; 0: no bound
 }
 
 var _ broker.Caller = (*Caller)(nil)
@@ -43,14 +43,20 @@ var _ broker.Caller = (*Caller)(nil)
 func New(o Options) *Caller {
 	c := &Caller{host: newHost(o)}
 	if o.Slots {
-		c.slots = slots(runtime.NumCPU())
+		c.starts, c.runs = slots(runtime.NumCPU())
 	}
 	return c
 }
 
-// slots is how many backends of one provider run at once on a machine with so many processors. A start computes nearly all the time: with fewer a processor idles while a backend waits for its cloud,
-// and with more none is done any sooner, while all of them take longer and more memory.
-func slots(processors int) int { return max(2, 2*processors) }
+// slots is how many backends of one provider start at once, and how many run, on a machine with so many processors. A start computes nearly all the time, so that more of them would only all end later.
+// Who waits for a cloud needs a little memory alone; a slow cloud must not make hundreds of pulls wait for each other.
+func slots(processors int) (starts, runs int) {
+	starts = max(2, 2*processors)
+	return starts, 8 * starts
+}
+
+// startSlotGrace is how long after its start a backend that has not answered keeps its place among those that start: by then it waits for somebody else.
+const startSlotGrace = 300 * time.Millisecond
 
 // Close kills what still runs, logs what the backends printed, and removes the files of this Caller. It waits for nothing.
 func (c *Caller) Close() error { return c.runtime.Close() }
@@ -71,12 +77,16 @@ func (c *Caller) ask(ctx context.Context, provider *config.Provider, request bro
 	if err != nil {
 		return nil, err
 	}
-	if c.slots > 0 {
-		// A slot for each provider, so that nobody waits for another's backends.
-		began := time.Now()
-		release, waited := c.runtime.Slot(ctx, provider.Name+"\x00"+path, c.slots)
+	started := func() {}
+	if c.starts > 0 {
+		// Of this provider, so that nobody waits for another's backends.
+		began, name := time.Now(), provider.Name+"\x00"+path
+		ended, waitedToRun := c.runtime.Slot(ctx, name+"\x00runs", c.runs)
+		defer ended()
+		release, waitedToStart := c.runtime.Slot(ctx, name, c.starts)
 		defer release()
-		if waited {
+		started = release
+		if waitedToRun || waitedToStart {
 			parts.add("wait", began, time.Since(began))
 		}
 	}
@@ -88,6 +98,7 @@ func (c *Caller) ask(ctx context.Context, provider *config.Provider, request bro
 	if err := configure(ctx, process, parts); err != nil {
 		return nil, err
 	}
+	defer time.AfterFunc(startSlotGrace, started).Stop()
 	began := time.Now()
 	response, err := process.GetCredentials(ctx, questionOf(request))
 	parts.addCall("ask", began, time.Since(began), response.GetSpans())
