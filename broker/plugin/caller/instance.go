@@ -56,6 +56,7 @@ type instance struct {
 	lastAnswer time.Time
 	retired    bool                        // gets no more calls
 	buried     bool                        // ended by itself, or hangs
+	crowded    bool                        // had several calls then
 	gone       bool                        // drained is closed
 	about      *backendv1.DescribeResponse // nil: not asked yet
 }
@@ -182,8 +183,9 @@ func (in *instance) describe(ctx context.Context) error {
 	}
 	in.kept.keeper.mu.Lock()
 	defer in.kept.keeper.mu.Unlock()
-	in.about = about
-	if about == nil {
+	if about != nil {
+		in.about = about
+	} else if in.about == nil {
 		in.about = &backendv1.DescribeResponse{}
 	}
 	in.lastAnswer = in.kept.keeper.now()
@@ -238,7 +240,7 @@ func (in *instance) buryLocked(err error, exit string) {
 	if in.buried {
 		return
 	}
-	in.buried = true
+	in.buried, in.crowded = true, in.users > 1
 	if exit == "" {
 		exit = in.process.Exit()
 	}

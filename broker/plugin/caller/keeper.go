@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +35,7 @@ type KeeperOptions struct {
 const (
 	defaultIdleTimeout    = 5 * time.Minute
 	defaultHealthInterval = 30 * time.Second
-	// maxAttempts is how many processes one call may see die under it.
+	// maxAttempts is how many processes one call may see die under it. Where those had other calls too, which may be what they died of, the last one is its own.
 	maxAttempts = 3
 )
 
@@ -51,6 +52,7 @@ type Keeper struct {
 	launch func(ctx context.Context, provider *config.Provider, path string, steps *parts) (process, error)
 
 	minds sync.WaitGroup // the goroutines that start and watch processes
+	alone chan struct{}  // has an element for each process that runs for one call alone
 
 	mu       sync.Mutex
 	kept     map[string]*kept // by the provider's fingerprint
@@ -67,7 +69,7 @@ var _ broker.Caller = (*Keeper)(nil)
 func NewKeeper(o KeeperOptions) *Keeper {
 	k := &Keeper{
 		host: newHost(o.Options), idleTimeout: o.IdleTimeout, healthInterval: o.HealthInterval, now: o.Now, random: o.Random, logger: o.Logger,
-		kept: map[string]*kept{}, quiet: make(chan struct{}),
+		kept: map[string]*kept{}, quiet: make(chan struct{}), alone: make(chan struct{}, max(2, 2*runtime.NumCPU())),
 	}
 	if k.idleTimeout == 0 {
 		k.idleTimeout = defaultIdleTimeout
@@ -169,8 +171,14 @@ func (k *Keeper) do(ctx context.Context, provider *config.Provider, parts *parts
 		return err
 	}
 	defer k.leave(s)
+	crowded := false
 	for attempt := 1; ; attempt++ {
-		err := s.once(ctx, parts, ask)
+		var err error
+		if attempt == maxAttempts && crowded {
+			err = s.onceAlone(ctx, parts, ask)
+		} else {
+			crowded, err = s.once(ctx, parts, ask)
+		}
 		if err == nil {
 			return nil
 		}

@@ -436,6 +436,50 @@ func TestACallIsAskedAgainWhereItsProcessEnds(t *testing.T) {
 	}
 }
 
+type poisonKey struct{}
+
+func TestACallThatKillsItsBackendFailsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, KeeperOptions{}, always(func() *actor {
+			a := &actor{}
+			a.get = func(ctx context.Context) (*backendv1.GetCredentialsResponse, error) {
+				if ctx.Value(poisonKey{}) != nil {
+					_ = a.until(ctx, time.After(5*time.Millisecond))
+					a.die("panicked")
+					return nil, gone()
+				}
+				return a.answer(), a.until(ctx, time.After(500*time.Millisecond))
+			}
+			return a
+		}))
+		var calls sync.WaitGroup
+		for range 10 {
+			calls.Go(func() {
+				if _, err := st.ask(t); err != nil {
+					t.Errorf("beside it: %v", err)
+				}
+			})
+		}
+		calls.Go(func() {
+			if _, err := st.askWithin(context.WithValue(t.Context(), poisonKey{}, true), time.Minute, st.provider()); err == nil {
+				t.Error("the one that kills has an answer")
+			}
+		})
+		calls.Wait()
+		began := time.Now()
+		if _, err := st.ask(t); err != nil || time.Since(began) > time.Second {
+			t.Errorf("the next call: %v after %s", err, time.Since(began))
+		}
+		synctest.Wait()
+		for n := range st.started() {
+			if seen := st.actor(n + 1).seen(); n+1 < st.started() && seen[len(seen)-1] != "stop" {
+				t.Errorf("process %d of %d goes on: %v", n+1, st.started(), seen)
+			}
+		}
+		st.end(t)
+	})
+}
+
 func TestWhatTheBackendSaysItselfIsNotAskedAgain(t *testing.T) {
 	for _, kind := range []backendv1.Error_Kind{backendv1.Error_KIND_REFUSED, backendv1.Error_KIND_UNAVAILABLE, backendv1.Error_KIND_MISCONFIGURED} {
 		synctest.Test(t, func(t *testing.T) {

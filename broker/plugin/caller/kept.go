@@ -86,15 +86,46 @@ func (s *kept) look() (*file, error) {
 // maxGlances bounds the looks at a file that another one is just taking the place of: it bears the time of that already, and the name still. It would be taken for a third file.
 const maxGlances = 1000
 
-// once lets ask have the current process.
-func (s *kept) once(ctx context.Context, parts *parts, ask func(*instance) error) error {
+// once lets ask have the current process. Crowded: it has ended, and had other calls too.
+func (s *kept) once(ctx context.Context, parts *parts, ask func(*instance) error) (crowded bool, err error) {
 	in, err := s.acquire(ctx, parts)
 	if err != nil {
-		return err
+		return false, err
 	}
 	err = ask(in)
 	in.process.Flush()
-	s.release(in, err)
+	return s.release(in, err), err
+}
+
+// onceAlone lets ask have a process that nobody else has, and that ends then.
+func (s *kept) onceAlone(ctx context.Context, all *parts, ask func(*instance) error) error {
+	k := s.keeper
+	select {
+	case k.alone <- struct{}{}:
+		defer func() { <-k.alone }()
+	case <-ctx.Done():
+		return plugin.TimeError(ctx, "start", "")
+	}
+	file, err := s.look()
+	if err != nil {
+		return err
+	}
+	steps := &parts{began: time.Now()}
+	process, err := k.launch(ctx, s.provider, file.path, steps)
+	all.append(steps)
+	if err != nil {
+		return err
+	}
+	defer process.Stop()
+	err = ask(&instance{kept: s, file: file, process: process, retired: true})
+	process.Flush()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if worthAnother(err) {
+		s.failLocked(file, err)
+	} else {
+		s.failures, s.notBefore = 0, time.Time{}
+	}
 	return err
 }
 
@@ -247,8 +278,8 @@ func (s *kept) abandon(ctx context.Context, in *instance) bool {
 	return last
 }
 
-// release gives a process back after a call that ended with err.
-func (s *kept) release(in *instance, err error) {
+// release gives a process back after a call that ended with err. Crowded is once's.
+func (s *kept) release(in *instance, err error) (crowded bool) {
 	k := s.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -266,6 +297,7 @@ func (s *kept) release(in *instance, err error) {
 		in.answeredLocked()
 	}
 	in.leaveLocked()
+	return in.crowded
 }
 
 // failLocked takes note of a process that came to nothing.

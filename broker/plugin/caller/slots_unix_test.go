@@ -209,8 +209,8 @@ func TestASlowCloudDoesNotMakePullsWaitForEachOther(t *testing.T) {
 	c := New(Options{BaseDirs: []string{filepath.Join(dir, "b")}, Logger: slog.New(slog.DiscardHandler), Environ: []string{}, Slots: true})
 	c.starts = 1
 	defer c.Close()
-	hangs := provider(t, "hangs") // when it is asked: the slowest cloud there is
-	held, cancel := context.WithCancel(context.Background())
+	hangs := provider(t, "hangs")                                        // when it is asked: the slowest cloud there is
+	held, cancel := context.WithTimeout(context.Background(), time.Hour) // half of which is waited for a slot
 	var calls sync.WaitGroup
 	for range 3 {
 		calls.Go(func() { _, _ = c.Call(held, hangs, broker.Request{Image: "registry.example/app"}) })
