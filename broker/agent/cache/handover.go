@@ -31,7 +31,7 @@ type handedAnswer struct {
 	RegistryWide bool               `json:"registryWide"`
 	Duration     *time.Duration     `json:"cacheDuration,omitempty"` // nanoseconds
 	Credentials  []handedCredential `json:"credentials"`
-	Lease        string             `json:"lease,omitempty"`
+	Lease        []byte             `json:"lease,omitempty"` // any bytes
 	Token        string             `json:"token,omitempty"`
 	TokenExpires time.Time          `json:"tokenExpires,omitzero"`
 	Obtained     time.Time          `json:"obtained"`
@@ -106,7 +106,7 @@ func (a *ask) handed() handedAsk {
 func (i *item) handed() handedAnswer {
 	a := i.answer
 	h := handedAnswer{
-		handedAsk: i.ask.handed(), RegistryWide: a.registryWide, Duration: a.duration, Lease: string(a.lease()), Token: string(a.token()), TokenExpires: a.tokenExpires,
+		handedAsk: i.ask.handed(), RegistryWide: a.registryWide, Duration: a.duration, Lease: []byte(a.lease()), Token: string(a.token()), TokenExpires: a.tokenExpires,
 		Obtained: a.obtained, Fresh: a.fresh, Good: a.good, LastUsed: a.lastUsed, Wanted: a.wanted, Renewal: a.renewal, Lapsed: a.lapsed,
 		Failures: a.failures, LastFailure: a.lastFailure, FailedAt: a.failedAt,
 	}

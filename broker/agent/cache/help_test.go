@@ -91,7 +91,7 @@ func (m *model) good(provider *config.Provider, request broker.Request, registry
 	if lives != 0 {
 		credential.Expires = time.Now().Add(lives).Round(0)
 	}
-	return broker.Answer{Credentials: []broker.Credential{credential}, RegistryWide: registryWide, Lease: secret.Secret(fmt.Sprintf("lease-%d", m.serial))}
+	return broker.Answer{Credentials: []broker.Credential{credential}, RegistryWide: registryWide, Lease: secret.Secret(fmt.Sprintf("lease-%d\xff", m.serial))}
 }
 
 // madeFor says all that an answer may depend on.

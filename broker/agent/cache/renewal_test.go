@@ -22,7 +22,7 @@ func TestANodesAnswerIsRenewedForADay(t *testing.T) {
 		if m.count() != before || !got.Credentials[0].Expires.After(time.Now()) {
 			t.Error("it was not there after 23 hours")
 		}
-		if calls := m.made(); calls[1] != "renew r.io/a lease-1" || calls[2] != "renew r.io/a lease-2" {
+		if calls := m.made(); calls[1] != "renew r.io/a lease-1\xff" || calls[2] != "renew r.io/a lease-2\xff" {
 			t.Errorf("calls: %q", calls)
 		}
 		pass(26 * time.Hour) // a day, and what is left of one life

@@ -50,7 +50,8 @@ type instance struct {
 	doubt   chan struct{} // a call has had no answer: see whether there is anybody
 	drained chan struct{} // closed when it is retired and has no calls any more
 
-	users      int // the calls that it has, or that wait for it
+	begun      time.Time // to be started
+	users      int       // the calls that it has, or that wait for it
 	started    time.Time
 	answered   bool // anything
 	lastAnswer time.Time

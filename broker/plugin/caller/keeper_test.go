@@ -436,6 +436,33 @@ func TestACallIsAskedAgainWhereItsProcessEnds(t *testing.T) {
 	}
 }
 
+func TestAStartThatHangsHoldsUpNoLaterCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, KeeperOptions{}, func(ctx context.Context, n int) (*actor, error) {
+			if n == 1 {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return &actor{}, nil
+		})
+		var calls sync.WaitGroup
+		for i := range 20 { // one each second, so that somebody always waits
+			calls.Go(func() {
+				<-time.After(time.Duration(i) * time.Second)
+				_, err := st.askWithin(t.Context(), 15*time.Second, st.provider())
+				if inTime := i >= 15; inTime && err != nil {
+					t.Errorf("the call after %d s: %v", i, err)
+				}
+			})
+		}
+		calls.Wait()
+		if status := st.Status()[0]; status.Restarts != 1 || status.PID != 2 {
+			t.Errorf("%+v", status)
+		}
+		st.end(t)
+	})
+}
+
 type poisonKey struct{}
 
 func TestACallThatKillsItsBackendFailsNoOther(t *testing.T) {

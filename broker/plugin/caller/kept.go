@@ -207,7 +207,7 @@ func (s *kept) startLocked(ctx context.Context, file *file) {
 		s.failed = false
 	}
 	s.path = file.path
-	in := &instance{kept: s, file: file, users: 1, ready: make(chan struct{}), drained: make(chan struct{}), doubt: make(chan struct{}, 1)}
+	in := &instance{kept: s, file: file, begun: k.now(), users: 1, ready: make(chan struct{}), drained: make(chan struct{}), doubt: make(chan struct{}, 1)}
 	bounded, stop := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	starting, giveUp := context.WithCancelCause(bounded)
 	in.giveUp = giveUp
@@ -265,10 +265,18 @@ func (s *kept) await(ctx context.Context, in *instance, mine bool, parts *parts)
 // giveUpGrace is how long a start that has been given up is waited for. To kill a backend takes milliseconds, but a start may be stuck in the system.
 const giveUpGrace = 500 * time.Millisecond
 
+// longStart is after how long a start that somebody's time is up for counts as one that came to nothing: the next call begins another.
+const longStart = 10 * time.Second
+
 // abandon releases a process whose start its caller cannot wait for any longer. It returns true, and the start is given up, if that was the last one to wait.
 func (s *kept) abandon(ctx context.Context, in *instance) bool {
 	s.keeper.mu.Lock()
 	defer s.keeper.mu.Unlock()
+	if cause := context.Cause(ctx); !in.retired && !in.isReadyLocked() && errors.Is(cause, context.DeadlineExceeded) && s.keeper.now().Sub(in.begun) >= longStart {
+		s.failed = true
+		s.failLocked(in.file, plugin.TimeError(ctx, "start", ""))
+		in.retireLocked() // those who wait for it still have it
+	}
 	last := in.users == 1 && !in.isReadyLocked()
 	if last {
 		in.retireLocked()
