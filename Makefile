@@ -19,6 +19,7 @@ SOAK     ?= 10m
 BENCH    ?= .
 export MODULES PKGS FUZZTIME BENCH
 
+OUT      ?= bin
 COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
 # grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
@@ -29,10 +30,10 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-X ma
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build bin/credential-broker and bin/backends/credential-backend-*
-	$(if $(filter-out $(BACKENDS),$(COMMANDS)),@$(GO_BUILD) -o bin/ $(filter-out $(BACKENDS),$(COMMANDS)))
-	$(if $(BACKENDS),@$(GO_BUILD) -o bin/backends/ $(BACKENDS))
-	@echo "built in bin/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
+build: ## Build bin/credential-broker and bin/backends/credential-backend-* (OUT=bin)
+	$(if $(filter-out $(BACKENDS),$(COMMANDS)),@$(GO_BUILD) -o $(OUT)/ $(filter-out $(BACKENDS),$(COMMANDS)))
+	$(if $(BACKENDS),@$(GO_BUILD) -o $(OUT)/backends/ $(BACKENDS))
+	@echo "built in $(OUT)/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .

@@ -25,6 +25,8 @@ const (
 
 	// mostInstructions holds with every version of Go, for a program that answers from an agent. An empty one has a third of it; nearly all the rest is the runtime's, for the tables of so large a program.
 	mostInstructions = 900_000
+	// mostFaults is by how many times an empty program's page faults it may have, with every version of Go.
+	mostFaults = 1.75
 	// mostGrowth is by how much more than what is recorded it may cost, of either kind.
 	mostGrowth = 1.10
 )
@@ -63,6 +65,9 @@ func TestTheProgramCostsNoMoreThanItDid(t *testing.T) {
 	}
 	if now.Program.Instructions > mostInstructions {
 		t.Errorf("%d instructions in user space, more than %d", now.Program.Instructions, mostInstructions)
+	}
+	if most := mostFaults * float64(now.Empty.Faults); float64(now.Program.Faults) > most {
+		t.Errorf("%d page faults, more than %.0f: %g times those of an empty program", now.Program.Faults, most, mostFaults)
 	}
 	if *flagUpdate {
 		now.write(t)

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// The programs under test, built as a release is.
+// The programs under test, the first as `make build` makes it.
 var program, empty string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -27,11 +27,13 @@ func run(m *testing.M) int {
 		return 1
 	}
 	program, empty = filepath.Join(dir, "credential-broker"), filepath.Join(dir, "empty")
-	for _, build := range []struct{ out, folder, pkg string }{{program, "../..", "./cmd/credential-broker"}, {empty, ".", "./empty"}} {
-		cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3 -X main.commit=abc", "-o", build.out, build.pkg)
-		cmd.Dir, cmd.Env = build.folder, append(os.Environ(), "CGO_ENABLED=0")
+	for _, cmd := range []*exec.Cmd{
+		exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir, "COMMANDS=./cmd/credential-broker", "VERSION=1.2.3", "COMMIT=abc"),
+		exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3 -X main.commit=abc", "-o", empty, "./empty"),
+	} {
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 		if output, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", build.pkg, err, output)
+			fmt.Fprintf(os.Stderr, "%s: %v\n%s", cmd, err, output)
 			return 1
 		}
 	}

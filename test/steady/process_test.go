@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -308,6 +309,8 @@ func TestTheWaitingProcessIsHardened(t *testing.T) {
 		<-answer
 		return fast.Reply{}
 	})
+	give := sync.OnceFunc(func() { close(answer) })
+	t.Cleanup(give) // before the agent's own
 	cmd := command(agent.socket)
 	cmd.Stdin = strings.NewReader(aRequest)
 	if os.Geteuid() == 0 { // root's files are root's in any case
@@ -345,7 +348,7 @@ func TestTheWaitingProcessIsHardened(t *testing.T) {
 	if core != "1 1" {
 		t.Errorf("core files of %q bytes, want 1 and 1", core)
 	}
-	close(answer)
+	give()
 	if err := <-exited; err != nil {
 		t.Error(err)
 	}
