@@ -204,12 +204,15 @@ type agentStatus struct {
 	Requests       int    `json:"requests"`
 	InFlight       int    `json:"inFlight"`
 	Configurations []struct {
-		Config    string `json:"config"`
-		Reloads   int    `json:"reloads"`
-		Refused   string `json:"refused"`
-		Entries   int    `json:"entries"`
-		Bytes     int    `json:"bytes"`
-		Answers   []any  `json:"answers"`
+		Config  string `json:"config"`
+		Reloads int    `json:"reloads"`
+		Refused string `json:"refused"`
+		Entries int    `json:"entries"`
+		Bytes   int    `json:"bytes"`
+		Answers []struct {
+			Identity string    `json:"identity"`
+			Good     time.Time `json:"good"`
+		} `json:"answers"`
 		Providers []struct {
 			Name      string `json:"name"`
 			Processes []struct {
