@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -50,6 +52,8 @@ type Keeper struct {
 	logger         *slog.Logger
 	// launch starts and configures a process; a test puts another in its place.
 	launch func(ctx context.Context, provider *config.Provider, path string, steps *parts) (process, error)
+	// stat is os.Stat; a test puts another in its place.
+	stat func(path string) (fs.FileInfo, error)
 
 	minds sync.WaitGroup // the goroutines that start and watch processes
 	alone chan struct{}  // has an element for each process that runs for one call alone
@@ -69,7 +73,7 @@ var _ broker.Caller = (*Keeper)(nil)
 func NewKeeper(o KeeperOptions) *Keeper {
 	k := &Keeper{
 		host: newHost(o.Options), idleTimeout: o.IdleTimeout, healthInterval: o.HealthInterval, now: o.Now, random: o.Random, logger: o.Logger,
-		kept: map[string]*kept{}, quiet: make(chan struct{}), alone: make(chan struct{}, max(2, 2*runtime.NumCPU())),
+		stat: os.Stat, kept: map[string]*kept{}, quiet: make(chan struct{}), alone: make(chan struct{}, max(2, 2*runtime.NumCPU())),
 	}
 	if k.idleTimeout == 0 {
 		k.idleTimeout = defaultIdleTimeout

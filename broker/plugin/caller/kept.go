@@ -58,10 +58,11 @@ type file struct {
 // newer says that this is certainly a later look at the file than the other. Calls look at the same time, and one may come late with what it saw.
 func (f *file) newer(than *file) bool { return f.from > than.to }
 
-// same says that it is still the same file with the same content, as far as the file system tells.
+// same says that it is still the same file with the same content and permissions, as far as the file system tells. Where another file is just being renamed over it, it has lost its name already,
+// which counts as a change of it, and is still found: the rename is not over, and nothing of it has changed.
 func (f *file) same(as *file) bool {
-	return f.path == as.path && os.SameFile(f.info, as.info) && f.info.Size() == as.info.Size() && f.info.ModTime().Equal(as.info.ModTime()) &&
-		changed(f.info).Equal(changed(as.info))
+	return f.path == as.path && os.SameFile(f.info, as.info) && f.info.Mode() == as.info.Mode() && f.info.Size() == as.info.Size() &&
+		f.info.ModTime().Equal(as.info.ModTime()) && (unlinked(as.info) || changed(f.info).Equal(changed(as.info)))
 }
 
 // look finds the backend's file. A call needs it even where a process runs: a file that has been taken away or exchanged must be seen, as it would be without a Keeper.
@@ -71,20 +72,12 @@ func (s *kept) look() (*file, error) {
 	if err != nil {
 		return nil, err
 	}
-	var info fs.FileInfo
-	for range maxGlances {
-		if info, err = os.Stat(path); err != nil {
-			return nil, broker.Errorf(broker.Misconfigured, "backend %q: %w", s.provider.Backend, err)
-		}
-		if !unlinked(info) {
-			break
-		}
+	info, err := s.keeper.stat(path)
+	if err != nil {
+		return nil, broker.Errorf(broker.Misconfigured, "backend %q: %w", s.provider.Backend, err)
 	}
 	return &file{path: path, info: info, from: from, to: s.looks.Add(1)}, nil
 }
-
-// maxGlances bounds the looks at a file that another one is just taking the place of: it bears the time of that already, and the name still. It would be taken for a third file.
-const maxGlances = 1000
 
 // once lets ask have the current process. Crowded: it has ended, and had other calls too.
 func (s *kept) once(ctx context.Context, parts *parts, ask func(*instance) error) (crowded bool, err error) {
@@ -131,7 +124,7 @@ func (s *kept) onceAlone(ctx context.Context, all *parts, ask func(*instance) er
 
 // acquire gives the process that runs, or one that it starts. It must be released.
 func (s *kept) acquire(ctx context.Context, parts *parts) (*instance, error) {
-	for {
+	for again := false; ; again = true {
 		if ctx.Err() != nil {
 			return nil, plugin.TimeError(ctx, "start", "")
 		}
@@ -139,7 +132,7 @@ func (s *kept) acquire(ctx context.Context, parts *parts) (*instance, error) {
 		if err != nil {
 			return nil, err
 		}
-		in, mine, pause, err := s.take(ctx, file)
+		in, mine, pause, err := s.take(ctx, file, again)
 		if err != nil {
 			return nil, err
 		}
@@ -164,8 +157,9 @@ func (s *kept) acquire(ctx context.Context, parts *parts) (*instance, error) {
 }
 
 // take gives the current process, which may be one that is only being started, for this call (mine) or for another; or no process, and after
-// how long to try again.
-func (s *kept) take(ctx context.Context, file *file) (in *instance, mine bool, pause time.Duration, err error) {
+// how long to try again. That the file is another one is believed of a call that looks again: the system changes the times and the names of a file that is being replaced one after the other, and
+// what is seen in between would cost a process.
+func (s *kept) take(ctx context.Context, file *file, again bool) (in *instance, mine bool, pause time.Duration, err error) {
 	k := s.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -176,6 +170,8 @@ func (s *kept) take(ctx context.Context, file *file) (in *instance, mine bool, p
 	case in.file.same(file):
 	case !file.newer(in.file):
 		return nil, false, 0, nil // another call has seen the file later, and started this process from it: look again
+	case !again:
+		return nil, false, 0, nil
 	default:
 		in.retireLocked()
 	}
