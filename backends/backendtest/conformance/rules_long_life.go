@@ -251,7 +251,7 @@ func judgeClose(ctx context.Context, t *trial) error {
 		return p.broken("asked for credentials", err)
 	}
 	p.family.look()
-	closing, cancel := context.WithTimeout(ctx, min(t.options.Timeout, closeTimeout))
+	closing, cancel := context.WithTimeout(ctx, min(t.options.Timeout, backendv1.CloseTimeout))
 	defer cancel()
 	response, err := p.rpc.Close(closing, &backendv1.CloseRequest{})
 	switch {
@@ -272,8 +272,6 @@ func judgeClose(ctx context.Context, t *trial) error {
 	return p.family.gone(ctx, "after it had been closed", func() bool { return closed(p.drained) })
 }
 
-// closeTimeout is how long a backend may take to close, where the suite's Timeout is not shorter: the broker does not wait longer than a few seconds either.
-const closeTimeout = 5 * time.Second
 
 // remember has what must not be reported of an answer looked for.
 func (t *trial) remember(response *backendv1.GetCredentialsResponse) {

@@ -30,8 +30,6 @@ var _ process = (*plugin.Process)(nil)
 const (
 	// checkTimeout is how long a backend may take to say what it is before it counts as hung. It takes less than a millisecond.
 	checkTimeout = 5 * time.Second
-	// closeTimeout is how long a backend may take to end in good order.
-	closeTimeout = 2 * time.Second
 	// endGrace is how long the calls of a process that has ended are waited for: an answer that it gave last may still be on the way.
 	endGrace = time.Second
 )
@@ -219,7 +217,7 @@ func (in *instance) close() {
 	if buried {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), backendv1.CloseTimeout)
 	defer cancel()
 	can, err := in.can(ctx, backendv1.Feature_FEATURE_CLOSE)
 	if can {

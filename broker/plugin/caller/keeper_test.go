@@ -665,7 +665,6 @@ func TestAHungProcessIsKilledAndReplaced(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			st := newStage(t, KeeperOptions{}, nil)
 			st.mustAsk(t, "1")
-			st.actor(1).describe = hung().describe
 			st.actor(1).describe = func(ctx context.Context) (*backendv1.DescribeResponse, error) {
 				return nil, st.actor(1).until(ctx, nil)
 			}
@@ -931,7 +930,7 @@ func TestClose(t *testing.T) {
 			st.mustAsk(t, "1")
 			began := time.Now()
 			st.end(t)
-			if took := time.Since(began); took != closeTimeout {
+			if took := time.Since(began); took != backendv1.CloseTimeout {
 				t.Errorf("it took %s", took)
 			}
 		})

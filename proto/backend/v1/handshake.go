@@ -2,7 +2,11 @@
 // handshake. It knows neither side.
 package backendv1
 
-import "github.com/hashicorp/go-plugin"
+import (
+	"time"
+
+	"github.com/hashicorp/go-plugin"
+)
 
 // ProtocolVersion is go-plugin's application protocol version of this package. A backend that speaks another one is not started
 // further than its handshake.
@@ -22,6 +26,9 @@ const (
 	// MaxSpans bounds the spans of one answer.
 	MaxSpans = 100
 )
+
+// CloseTimeout is how long a backend may take to answer Close before it is killed.
+const CloseTimeout = 5 * time.Second
 
 // Handshake tells a program that it was started as a backend. The cookie is no secret: it only keeps a person who runs a backend by hand from
 // waiting for an answer.

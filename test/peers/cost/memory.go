@@ -13,7 +13,7 @@ import (
 	"github.com/credential-broker/credential-broker/test/peers/internal/program"
 )
 
-// idlePatience is for how long is waited for idle backends to be stopped: longer than the agent's own five minutes, and the minute in which it looks.
+// idlePatience is for how long is waited for idle backends to be stopped: longer than the agent's own five minutes.
 const idlePatience = 7 * time.Minute
 
 // memory measures the agent and its backends: when it has started, when three backends run that have answered, and, if that is wanted, when they have been stopped for being idle.
