@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -153,21 +154,21 @@ func provider(mode, argument string) {
 		flood(os.Stderr, number(argument))
 		good()
 	case "gigabyteAnswer": // valid JSON, and too much of it
-		const here = "HERE"
 		l.Password = here
-		before, after, _ := strings.Cut(response(request.APIVersion, "Registry", "1h", nil, l), here)
-		fmt.Fprint(os.Stdout, before)
 		part := strings.Repeat("x", 1<<16)
-		for left := number(argument); left > 0; left -= int64(len(part)) {
-			fmt.Fprint(os.Stdout, part)
-		}
-		fmt.Fprintln(os.Stdout, after)
+		printAround(response(request.APIVersion, "Registry", "1h", nil, l), func(w io.Writer) {
+			for left := number(argument); left > 0; left -= int64(len(part)) {
+				fmt.Fprint(w, part)
+			}
+		})
 	case "keys":
-		auth := map[string]map[string]string{}
-		for i := range number(argument) {
-			auth["registry.example/"+strconv.FormatInt(i, 10)] = map[string]string{"username": "u", "password": "p"}
-		}
-		fmt.Fprintln(os.Stdout, response(request.APIVersion, "Image", "1h", auth, l))
+		l = login{Key: here, Username: "u", Password: "p"}
+		printAround(response(request.APIVersion, "Image", "1h", nil, l), func(w io.Writer) {
+			for i := range number(argument) - 1 {
+				fmt.Fprintf(w, `registry.example/%d":{"username":"u","password":"p"},"`, i)
+			}
+			fmt.Fprintf(w, "registry.example/%d", number(argument)-1)
+		})
 	case "fork":
 		fork(false)
 		good()
@@ -210,6 +211,19 @@ func provider(mode, argument string) {
 		fmt.Fprintln(os.Stderr, "no such provider:", mode)
 		os.Exit(3)
 	}
+}
+
+// here is the place in an answer for what is written when the answer is printed.
+const here = "HERE"
+
+// printAround prints an answer as it goes. To make up a large one first takes a busy machine longer than a provider is given, and then the broker has nothing to refuse.
+func printAround(answer string, write func(io.Writer)) {
+	before, after, _ := strings.Cut(answer, here)
+	w := bufio.NewWriterSize(os.Stdout, 1<<16)
+	fmt.Fprint(w, before)
+	write(w)
+	fmt.Fprintln(w, after)
+	must(0, w.Flush())
 }
 
 const v1 = "credentialprovider.kubelet.k8s.io/v1"
