@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -139,6 +140,7 @@ type served struct {
 	observe     func(Observation)
 	observeCall func(Call)
 	trace       Tracer
+	clock       func() time.Time
 }
 
 const header = "apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\n"
@@ -213,7 +215,7 @@ func (s *served) options() Options {
 		Describe: func(r broker.Request, _ broker.Result, _ error, show bool) ([]byte, error) {
 			return json.Marshal(map[string]any{"image": r.Image, "show": show})
 		},
-		Version: "test", Observe: s.observe, ObserveCall: s.observeCall, Trace: s.trace,
+		Version: "test", Observe: s.observe, ObserveCall: s.observeCall, Trace: s.trace, Now: s.clock,
 	}
 }
 
@@ -379,6 +381,60 @@ func TestAChangeHoldsFromTheNextRequestOn(t *testing.T) {
 	}
 	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"in place"}` {
 		t.Errorf("after a change in place: %s", got)
+	}
+}
+
+func TestABrokenFileThatIsTakenAwayIsForgotten(t *testing.T) {
+	s := prepare(t)
+	s.clock = func() time.Time { return time.Now().Add(time.Minute) } // so that all files are old
+	s.write(s.path(), one("own"))
+	s.begin()
+	dir := filepath.Join(s.dir, "config.d")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.write(filepath.Join(dir, "10.yaml"), one("first"))
+	s.password(s.resolve(fast.Request{Config: dir}))
+	refused := func() string {
+		s.Refresh(t.Context())
+		return s.Status().Configurations[1].Refused
+	}
+	broken := filepath.Join(dir, "20.yaml")
+	s.write(broken, "nonsense")
+	if refused() == "" {
+		t.Fatal("nonsense is not refused")
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	if got := refused(); got != "" {
+		t.Errorf("the directory is what it was, and yet: %s", got)
+	}
+}
+
+func TestARefusalIsNotKeptForLong(t *testing.T) {
+	s := prepare(t)
+	var ahead atomic.Int64
+	s.clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	s.write(s.path(), one("first"))
+	s.begin()
+	s.password(s.resolve(fast.Request{}))
+	load, untrusted := s.Load, true
+	s.Load = func(path, backendDir string) (*config.Config, error) {
+		if untrusted { // for what no file's own state tells: who may write the directory, for one
+			return nil, errors.New("untrusted")
+		}
+		return load(path, backendDir)
+	}
+	s.write(s.path(), one("second"))
+	ahead.Store(int64(time.Minute)) // so that the file is old
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"first"}` {
+		t.Errorf("%s answers", got)
+	}
+	untrusted = false
+	ahead.Store(int64(2 * time.Minute))
+	if got := s.password(s.resolve(fast.Request{})); got != `|{"say":"second"}` {
+		t.Errorf("%s answers, though the reason for the refusal is gone", got)
 	}
 }
 

@@ -137,6 +137,9 @@ func (a *Agent) do(ctx context.Context, r fast.Request) fast.Reply {
 	case fast.Status:
 		a.Refresh(ctx) // what has just been written counts
 		return a.statusReply(maxStatus)
+	case fast.Ping:
+		a.Refresh(ctx) // as with Status
+		return fast.Reply{}
 	case fast.Forget:
 		return a.jsonReply(a.forget(r)) //nolint:contextcheck // what is revoked goes on after the reply
 	default: // DecodeRequest lets no other pass
@@ -186,11 +189,7 @@ func (a *Agent) resolve(ctx context.Context, r fast.Request) fast.Reply {
 		a.observe(observed)
 	}()
 	s, l, err := a.sets.use(ctx, place{r.Config, r.BackendDir})
-	switch {
-	case errors.Is(err, errTooMany):
-		observed.Outcome = OutcomeUnserved
-		return fast.Reply{Unserved: err.Error()}
-	case err != nil: // the configuration is broken, and always was
+	if err != nil { // the configuration is broken, and always was
 		observed.Outcome = broker.OutcomeFailed
 		return a.failed(err)
 	}

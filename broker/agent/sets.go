@@ -47,7 +47,9 @@ type set struct {
 
 	mu       sync.Mutex // held while the configuration is loaded
 	loaded   atomic.Pointer[loaded]
+	broken   atomic.Bool // what is on disk is refused
 	refused  refusal
+	givenUp  bool
 	refusals int
 	reloads  int
 }
@@ -97,16 +99,20 @@ func (l *loaded) release() { l.kept.release() }
 // current gives the configuration as it is on disk now or, if that is broken, as it last was in order. There is an error only where it never was.
 func (s *set) current(ctx context.Context) (*loaded, error) {
 	version := config.Look(s.agent.Paths(s.path)...)
-	if l := s.loaded.Load(); l.holds(version) {
+	if l := s.loaded.Load(); l.holds(version) && !s.broken.Load() {
 		return l, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.givenUp {
+		return nil, errGivenUp
+	}
 	previous := s.loaded.Load()
-	if previous.holds(version) { // another request has loaded it meanwhile
+	if previous.holds(version) { // another request has loaded it meanwhile, or it is again what it was before it was broken
+		s.accept()
 		return previous, nil
 	}
-	if r := s.refused; r.err != nil && r.version.Equal(version) && version.Settled(r.at) {
+	if r := s.refused; r.err != nil && r.version.Equal(version) && version.Settled(r.at) && s.agent.Now().Sub(r.at).Abs() < refusalAge {
 		return orError(previous, r.err)
 	}
 	var cfg *config.Config
@@ -123,9 +129,10 @@ func (s *set) current(ctx context.Context) (*loaded, error) {
 			s.log.Error("the configuration has been changed and is broken: the one before serves on", "config", s.name(), "reason", err.Error())
 		}
 		s.refused = refusal{version, began, err}
+		s.broken.Store(true)
 		return orError(previous, err)
 	}
-	s.refused = refusal{}
+	s.accept()
 	next := &loaded{cfg: cfg, version: version, at: began}
 	if previous != nil && sameConfiguration(previous.cfg, cfg) {
 		next.cfg, next.kept = previous.cfg, previous.kept
@@ -134,6 +141,15 @@ func (s *set) current(ctx context.Context) (*loaded, error) {
 	}
 	s.replace(ctx, previous, next)
 	return next, nil
+}
+
+// refusalAge is how long a refusal is remembered: what the files are judged by is more than what tells their version, the directories above them for one.
+const refusalAge = 5 * time.Second
+
+// accept notes that the configuration on disk is the one that serves.
+func (s *set) accept() {
+	s.refused = refusal{}
+	s.broken.Store(false)
 }
 
 func orError(l *loaded, err error) (*loaded, error) {
@@ -261,8 +277,6 @@ const maxSets = 8
 // leavingTimeout bounds the wait for the requests that still use a configuration's backends when those are given up: no request takes longer.
 const leavingTimeout = config.MaxTimeout
 
-var errTooMany = errors.New("the agent serves as many configurations as it can")
-
 func (ss *sets) init(a *Agent, path, backendDir string) {
 	ss.agent = a
 	ss.own = newSet(a, place{path, backendDir})
@@ -272,10 +286,7 @@ func (ss *sets) init(a *Agent, path, backendDir string) {
 // use is set.use for who asks from there.
 func (ss *sets) use(ctx context.Context, where place) (*set, *loaded, error) {
 	for {
-		s, err := ss.get(ctx, where)
-		if err != nil {
-			return nil, nil, err
-		}
+		s := ss.get(ctx, where)
 		s.used.Store(ss.agent.Now().UnixNano())
 		l, err := s.use(ctx)
 		if errors.Is(err, errGivenUp) {
@@ -285,36 +296,37 @@ func (ss *sets) use(ctx context.Context, where place) (*set, *loaded, error) {
 	}
 }
 
-func (ss *sets) get(ctx context.Context, where place) (*set, error) {
+func (ss *sets) get(ctx context.Context, where place) *set {
 	ss.mu.Lock()
 	defer ss.mu.Unlock()
 	if s := ss.all[where]; s != nil {
-		return s, nil
+		return s
 	}
-	if len(ss.all) >= maxSets && !ss.makeRoom(ctx) {
-		return nil, errTooMany
+	if len(ss.all) >= maxSets {
+		ss.makeRoom(ctx)
 	}
 	s := newSet(ss.agent, where)
+	s.used.Store(ss.agent.Now().UnixNano())
 	ss.all[where] = s
-	return s, nil
+	return s
 }
 
 // makeRoom gives up the set that was asked about longest ago.
-func (ss *sets) makeRoom(ctx context.Context) bool {
+func (ss *sets) makeRoom(ctx context.Context) {
 	var oldest *set
 	for _, s := range ss.all {
 		if s != ss.own && (oldest == nil || s.used.Load() < oldest.used.Load()) {
 			oldest = s
 		}
 	}
-	if oldest == nil {
-		return false
-	}
 	delete(ss.all, oldest.place)
-	if l := oldest.loaded.Load(); l != nil {
+	oldest.mu.Lock() // it may just be loading, or reloading
+	oldest.givenUp = true
+	l := oldest.loaded.Load()
+	oldest.mu.Unlock()
+	if l != nil {
 		ss.giveUp(ctx, l.kept)
 	}
-	return true
 }
 
 // giveUp closes what is kept when its last request has been answered.

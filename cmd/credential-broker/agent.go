@@ -253,7 +253,7 @@ func (n *node) startWatchdog(ctx context.Context) (stop func()) {
 		tick := time.NewTicker(interval / 2)
 		defer tick.Stop()
 		for {
-			if _, reason, _ := fast.Ask(n.socket.Path(), fast.Request{Operation: fast.Status}); reason == "" {
+			if _, reason, _ := fast.Ask(n.socket.Path(), fast.Request{Operation: fast.Ping}); reason == "" {
 				notify(daemon.SdNotifyWatchdog)
 			} else {
 				n.log.Error("the agent does not answer itself", "reason", reason)

@@ -272,7 +272,6 @@ func judgeClose(ctx context.Context, t *trial) error {
 	return p.family.gone(ctx, "after it had been closed", func() bool { return closed(p.drained) })
 }
 
-
 // remember has what must not be reported of an answer looked for.
 func (t *trial) remember(response *backendv1.GetCredentialsResponse) {
 	for i, c := range response.GetCredentials() {

@@ -18,8 +18,12 @@ const (
 	maxSweep = 64
 	// maxSleep is the longest that the cache goes without a look at the wall clock, which may jump.
 	maxSleep = 10 * time.Minute
-	// nodeInterest is how long after the last request a node's answer is still renewed, or two of its lives if that is longer: the next pod comes when it comes.
-	nodeInterest = 24 * time.Hour
+	// nodeInterest is how long after the last request a node's answer is still renewed, or two of its lives if that is longer: the next pod comes when it comes. But it is not renewed for more than
+	// interestingLives: an answer of minutes is not worth a call a minute for a day.
+	nodeInterest     = 24 * time.Hour
+	interestingLives = 30
+	// shortestRenewed is how long an answer has to live to be renewed ahead of need: to ask for a shorter one when it is wanted is no more calls.
+	shortestRenewed = time.Minute
 	// failureInterest is how long after the last request the cache still tries to get what nobody gave: the kubelet comes back within 5 min.
 	failureInterest = 5 * time.Minute
 )
@@ -83,7 +87,8 @@ func stillWanted(i *item, now time.Time) bool {
 	if i.ask.who.pod {
 		return a.wanted
 	}
-	return now.Sub(a.lastUsed) <= max(nodeInterest, 2*a.fresh.Sub(a.obtained))
+	life := a.fresh.Sub(a.obtained)
+	return now.Sub(a.lastUsed) <= max(min(nodeInterest, interestingLives*life), 2*life)
 }
 
 // worthwhile says that an answer that is asked for anew with a token could be kept for longer than the one that is there: nothing is kept beyond the token's own end.
@@ -91,16 +96,19 @@ func worthwhile(tokenExpires, fresh time.Time) bool {
 	return tokenExpires.IsZero() || tokenExpires.After(fresh.Add(renewalMargin))
 }
 
+// long says that an answer lives long enough to be renewed ahead of need.
+func (l life) long() bool { return l.fresh.Sub(l.obtained) >= shortestRenewed }
+
 // renewable says that an answer is worth a renewal now.
 func (c *Cache) renewable(i *item, now time.Time) bool {
 	a := i.answer
-	return stillWanted(i, now) && worthwhile(a.tokenExpires, a.fresh) && (a.tokenExpires.IsZero() || now.Before(a.tokenExpires))
+	return a.long() && stillWanted(i, now) && worthwhile(a.tokenExpires, a.fresh) && (a.tokenExpires.IsZero() || now.Before(a.tokenExpires))
 }
 
 // answerDue renews an answer, or drops it at its end.
 func (c *Cache) answerDue(i *item, now time.Time) {
 	a := i.answer
-	if !now.Before(a.good) || !now.Before(a.fresh) && !stillWanted(i, now) {
+	if !now.Before(a.good) {
 		c.store.drop(i)
 		return
 	}
@@ -135,7 +143,7 @@ func (c *Cache) failureDue(i *item, now time.Time) {
 	}
 	if i.key.digest == i.ask.one && c.reach(&i.ask) != oneImage {
 		// What fails for one image of a registry most likely fails for all: one of them tries, the others take their turns.
-		if mark := c.store.get(itemKey{failureItem, i.ask.all}); mark != nil && now.Before(mark.failure.until) {
+		if mark := c.store.get(itemKey{failureItem, i.ask.all}); mark != nil && mark.failure.holds(now) {
 			c.store.plan(i, mark.failure.until)
 			return
 		}

@@ -87,6 +87,8 @@ type Cache struct {
 
 	revoking int // revocations that are under way
 	revokes  []revocation
+
+	unsaid []func() // lines of the log that wait for the lock to be free
 }
 
 var _ broker.Caller = (*Cache)(nil)
@@ -236,7 +238,8 @@ func (c *Cache) find(a *ask, now time.Time) *item {
 
 // down says that an answer's source has just been found unavailable, or is being tried again: there is no use in waiting for it.
 func (c *Cache) down(i *item, now time.Time) bool {
-	return i.answer.failures > 0 && (now.Before(i.answer.renewal) || c.flights[i.ask.one].joinable())
+	a := i.answer
+	return a.failures > 0 && !now.Before(a.failedAt) && (now.Before(a.renewal) || c.flights[i.ask.one].joinable())
 }
 
 // hit answers from memory.
@@ -280,7 +283,7 @@ func (c *Cache) remembered(a *ask, now time.Time) *item {
 		keys = append(keys, a.all)
 	}
 	for _, key := range keys {
-		if i := c.store.get(itemKey{failureItem, key}); i != nil && now.Before(i.failure.until) {
+		if i := c.store.get(itemKey{failureItem, key}); i != nil && i.failure.holds(now) {
 			return i
 		}
 	}
@@ -322,6 +325,21 @@ func (c *Cache) direct(ctx context.Context, q *caller) (broker.Answer, error) {
 	c.tell(Event{Provider: q.provider.Name, Image: q.request.Image, Took: time.Since(began), Err: err})
 	answer.Lease = ""
 	return answer, err
+}
+
+// say logs a line once the cache's lock is free: whoever reads the log may be slow, and no request is to wait for that. speak is called without the lock.
+func (c *Cache) say(ctx context.Context, level slog.Level, text string, attrs ...any) {
+	c.unsaid = append(c.unsaid, func() { c.log.Log(ctx, level, text, attrs...) })
+}
+
+func (c *Cache) speak() {
+	c.mu.Lock()
+	unsaid := c.unsaid
+	c.unsaid = nil
+	c.mu.Unlock()
+	for _, line := range unsaid {
+		line()
+	}
 }
 
 func (c *Cache) tell(e Event) {

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -224,6 +225,25 @@ func TestAnUnmarkedErrorAndALateCancellationCountAsUnavailable(t *testing.T) {
 		mustFail(t, c, node("p"), broker.Request{Image: "r.io/a"}, broker.Unavailable)
 		if held := c.Held(); len(held) == 0 || held[0].Next.IsZero() {
 			t.Errorf("held: %+v", held)
+		}
+	})
+}
+
+// A node that starts may have its clock ahead, fail without a network, and then learn the time.
+func TestAFailureOfTheFutureIsNone(t *testing.T) {
+	var ahead atomic.Int64
+	inBubble(t, Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }}, func(t *testing.T, c *Cache, m *model) {
+		p, r := node("p"), broker.Request{Image: "r.io/a"}
+		for _, kind := range []broker.Kind{broker.Unavailable, broker.Refused} {
+			ahead.Store(int64(time.Hour))
+			failing(m, kind)
+			mustFail(t, c, p, r, kind)
+			ahead.Store(0)
+			mustFail(t, c, p, r, kind) // which is another failure, as of now
+			m.set(nil)
+			pass(15 * time.Second)
+			ask1(t, c, p, r)
+			c.Forget(func(Held) bool { return true })
 		}
 	})
 }

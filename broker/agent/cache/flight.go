@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -195,6 +196,7 @@ func (c *Cache) await(ctx context.Context, q *caller, s step) *reply {
 
 // land takes in what a flight brought, and tells those who wait.
 func (c *Cache) land(ctx context.Context, f *flight, answer broker.Answer, err error) {
+	defer c.speak()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
@@ -246,7 +248,7 @@ func (c *Cache) keep(ctx context.Context, f *flight, answer broker.Answer, now t
 	}
 	a := &keptAnswer{life: l, lastUsed: f.lastUsed, tokenExpires: f.who.expires}
 	token := f.request.Token
-	if worthwhile(a.tokenExpires, l.fresh) {
+	if l.long() && worthwhile(a.tokenExpires, l.fresh) {
 		a.renewal = Renewal(now, l.fresh, c.random())
 	} else {
 		a.lapsed, token = true, ""
@@ -257,7 +259,7 @@ func (c *Cache) keep(ctx context.Context, f *flight, answer broker.Answer, now t
 	c.store.put(i)
 	if f.background {
 		c.statsOf(f.provider).Renewals++
-		c.log.InfoContext(ctx, "asked again ahead of need", append(i.attrs(), "renewed", before != nil, "until", l.fresh)...)
+		c.say(ctx, slog.LevelInfo, "asked again ahead of need", append(i.attrs(), "renewed", before != nil, "until", l.fresh)...)
 	}
 }
 
@@ -275,12 +277,12 @@ func (c *Cache) remember(ctx context.Context, f *flight, err error, now time.Tim
 			a.renewal = now.Add(Pause(a.failures, c.random()))
 			a.lapsed = false
 			c.replan(held, now)
-			c.log.WarnContext(ctx, "answer not renewed", append(held.attrs(), "kind", kind.String(), "reason", reason, "next", a.renewal, "good", a.good)...)
+			c.say(ctx, slog.LevelWarn, "answer not renewed", append(held.attrs(), "kind", kind.String(), "reason", reason, "next", a.renewal, "good", a.good)...)
 			return
 		}
-		c.log.WarnContext(ctx, "answer not renewed", append(held.attrs(), "kind", kind.String(), "reason", reason, "until", a.fresh)...)
-		// The kubelet would have kept it until its end, and so do we; then the truth is told.
-		a.good, a.renewal, a.lapsed = a.fresh, time.Time{}, false
+		// The kubelet would have kept it until its end, and so do we; then the truth is told, unless somebody mends until then what it is refused for.
+		a.good, a.renewal, a.lapsed = a.fresh, now.Add(refusedPause(a.failures, c.random())), false
+		c.say(ctx, slog.LevelWarn, "answer not renewed", append(held.attrs(), "kind", kind.String(), "reason", reason, "next", a.renewal, "until", a.fresh)...)
 		if now.Before(a.fresh) {
 			c.replan(held, now)
 			return
@@ -300,6 +302,11 @@ func (c *Cache) remember(ctx context.Context, f *flight, err error, now time.Tim
 // lastingPause is how long a refusal or a wrong setting is remembered, give or take a fifth: long enough to answer a crowd of pods at once, short enough that whoever mends it sees that at the next pull.
 const lastingPause = 10 * time.Second
 
+// refusedPause is how long to wait for the next renewal after so many in a row that were refused: lastingPause, doubled each time up to ten minutes, give or take a fifth.
+func refusedPause(failures int, random float64) time.Duration {
+	return scale(min(lastingPause<<min(failures-1, 6), 10*time.Minute), 0.8+0.4*random)
+}
+
 // fail remembers a failure by itself. Of several that come at one time, of calls that were under way together, only the first makes the pause longer.
 func (c *Cache) fail(f *flight, key digest, kind broker.Kind, reason string, now time.Time, retry bool) {
 	failure := &keptFailure{kind: kind, text: reason, failures: 1, at: now, lastUsed: f.lastUsed, retry: retry && !kind.Lasting()}
@@ -307,7 +314,7 @@ func (c *Cache) fail(f *flight, key digest, kind broker.Kind, reason string, now
 	before := c.store.get(i.key)
 	again := before != nil && before.failure.kind == kind
 	switch {
-	case again && now.Before(before.failure.until):
+	case again && before.failure.holds(now):
 		failure.failures, failure.until = before.failure.failures, before.failure.until
 	case kind.Lasting():
 		failure.until = now.Add(scale(lastingPause, 0.8+0.4*c.random()))

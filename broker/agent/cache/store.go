@@ -83,6 +83,9 @@ type keptFailure struct {
 	token *sealed // to ask again with; nil if there is none
 }
 
+// holds says that it is still taken for the truth. A failure of the future is none: the clock has been put back since.
+func (f *keptFailure) holds(now time.Time) bool { return now.Before(f.until) && !now.Before(f.at) }
+
 // mark says that the failure is only there to keep the cache from asking for one image after the other.
 func (f *keptFailure) mark() bool { return !f.retry && !f.kind.Lasting() }
 

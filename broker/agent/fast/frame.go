@@ -17,7 +17,7 @@ const magic = "crbk"
 const (
 	KindRequest uint8 = 1
 	KindReply   uint8 = 2
-	// KindWorking is sent by the agent every half second while it works on a request, so that silence means a hung agent.
+	// KindWorking is sent by the agent several times a second while it works on a request, so that silence means a hung agent.
 	KindWorking uint8 = 3
 )
 
@@ -70,6 +70,8 @@ const (
 	Status
 	Forget
 	Get
+	// Ping is answered with nothing, by an agent that is not stuck.
+	Ping
 )
 
 // Request to an agent.
@@ -140,7 +142,7 @@ func DecodeRequest(h Header, payload []byte) (r Request, problem string) {
 			r.Body = value
 		}
 	}
-	if r.Operation < Resolve || r.Operation > Get {
+	if r.Operation < Resolve || r.Operation > Ping {
 		return Request{}, "a request for operation " + decimal(int(r.Operation)) + ", which is not known here"
 	}
 	return r, ""
