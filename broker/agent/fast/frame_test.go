@@ -185,7 +185,7 @@ func TestFramesThatAreRefused(t *testing.T) {
 		want  string
 	}{
 		"another kind":         {reply, "kind 2 where one of kind 1"},
-		"an unknown operation": {changed(request, HeaderSize+fieldHead, 5), "operation 5"},
+		"an unknown operation": {changed(request, HeaderSize+fieldHead, 6), "operation 6"},
 		"operation 0":          {changed(request, HeaderSize+fieldHead, 0), "operation 0"},
 		"a field cut off":      {changed(request, HeaderSize+fieldHead+2, 255), "field that is cut off"},
 	} {
