@@ -87,7 +87,7 @@ func (b *Broker) Resolve(ctx context.Context, request Request) (Result, error) {
 	result.Response, result.Notes, err = Merge(Merging{
 		Request: request, Policy: b.Policy, RegistryWide: result.Routing.RegistryWide, MaxCacheDuration: b.MaxCacheDuration, Now: b.Now(),
 	}, result.Slots)
-	result.Abandoned = err != nil && ctx.Err() == context.Canceled //nolint:errorlint // a context's error is one of two
+	result.Abandoned = err != nil && ctx.Err() == context.Canceled
 	result.Took = b.Now().Sub(began)
 	b.report(ctx, request, result, err)
 	return result, err

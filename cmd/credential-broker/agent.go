@@ -88,7 +88,7 @@ func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
 	}
 	m := metrics.New(version)
 	traces, noTraces := trace.New(ctx, version)
-	defer traces.Close()
+	defer traces.Close() //nolint:staticcheck // without an error or with one: a nil one closes nothing
 	a, err := agent.New(opts.agentOptions(cmd.ErrOrStderr(), m, traces), path, backendDir)
 	if err != nil {
 		return err

@@ -171,14 +171,14 @@ func (t *Tracer) Provider(ctx context.Context, provider *config.Provider) (conte
 func (t *Tracer) steps(ctx context.Context, began, ended time.Time, parts []broker.Part) {
 	within := map[string]context.Context{}
 	for _, part := range parts {
-		parent, name := ctx, part.Name
+		parent, name := ctx, part.Name //nolint:contextcheck // a span's parent is a context
 		if of, step, ok := strings.Cut(name, ": "); ok && within[of] != nil {
 			parent, name = within[of], step
 		}
 		start := earlier(began.Add(part.Start), ended)
 		at, span := t.tracer.Start(parent, name, oteltrace.WithTimestamp(start))
 		span.End(oteltrace.WithTimestamp(earlier(start.Add(part.Took), ended)))
-		within[part.Name] = at
+		within[part.Name] = at //nolint:fatcontext // one for each step, for those within it
 	}
 }
 
