@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"syscall"
 )
 
 // Socket is the agent's, which there is on unix only.
@@ -33,6 +34,9 @@ func (*Socket) Path() string { return "" }
 
 // Files fails here.
 func (*Socket) Files() (listener, lock *os.File, err error) { return nil, nil, errNotHere }
+
+// FileOf fails here.
+func FileOf(syscall.Conn) (*os.File, error) { return nil, errNotHere }
 
 // Remove has nothing to do.
 func (*Socket) Remove() {}

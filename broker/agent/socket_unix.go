@@ -190,8 +190,28 @@ func (s *Socket) Path() string { return s.path }
 
 // Files are what a successor needs: the socket, and the lock where there is one. The caller closes the first.
 func (s *Socket) Files() (listener, lock *os.File, err error) {
-	listener, err = s.Listener.File()
+	listener, err = FileOf(s.Listener)
 	return listener, s.lock, err
+}
+
+// FileOf is a listening socket's descriptor once more, for another process. It is not what the listener's own File gives: to start a process with that makes the socket blocking, for the listener
+// too, whose next Accept then cannot be interrupted and which cannot be closed before somebody connects. See os.NewFile and (*os.File).Fd.
+func FileOf(listener syscall.Conn) (*os.File, error) {
+	conn, err := listener.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var file *os.File
+	controlled := conn.Control(func(fd uintptr) {
+		var twin int
+		if twin, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			file = os.NewFile(uintptr(twin), "listener")
+		}
+	})
+	if err = errors.Join(controlled, err); err != nil {
+		return nil, fmt.Errorf("duplicate a listening socket: %w", err)
+	}
+	return file, nil
 }
 
 // Remove takes the socket away, so that nobody finds it any more. A service manager's stays: it starts an agent when somebody connects.

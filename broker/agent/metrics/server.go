@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -136,11 +137,11 @@ func (s *Server) File() *os.File {
 	if s == nil {
 		return nil
 	}
-	filer, ok := s.listener.(interface{ File() (*os.File, error) })
+	conn, ok := s.listener.(syscall.Conn)
 	if !ok {
 		return nil
 	}
-	file, err := filer.File()
+	file, err := agent.FileOf(conn)
 	if err != nil {
 		return nil // then the successor makes its own
 	}

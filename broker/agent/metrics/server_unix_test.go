@@ -13,10 +13,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/credential-broker/credential-broker/broker/agent"
 )
@@ -181,6 +185,35 @@ func TestASuccessorServesOnTheSameSocket(t *testing.T) {
 				t.Errorf("status %d", status)
 			}
 			second.Remove()
+		})
+	}
+}
+
+func TestToStartASuccessorLeavesTheSocketAsItIs(t *testing.T) {
+	for name, address := range map[string]string{"TCP": freePort(t), "unix": "unix:" + socketPath(t)} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, address, nil)
+			file := s.File()
+			if file == nil {
+				t.Fatal("nothing is handed on")
+			}
+			defer file.Close()
+			cmd := exec.Command("true")
+			cmd.ExtraFiles = []*os.File{file}
+			if err := cmd.Run(); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := s.listener.(syscall.Conn).SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var flags int
+			if controlled := conn.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); controlled != nil || err != nil {
+				t.Fatal(controlled, err)
+			}
+			if flags&unix.O_NONBLOCK == 0 {
+				t.Error("the socket blocks: it could not be closed before somebody connects")
+			}
 		})
 	}
 }

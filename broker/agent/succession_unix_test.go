@@ -1,0 +1,88 @@
+//go:build unix
+
+package agent
+
+import (
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is a file that can be run, with a successor's behaviour.
+func (s *served) program(script string) string {
+	s.Helper()
+	path := filepath.Join(s.dir, "successor")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+		s.Fatal(err)
+	}
+	return path
+}
+
+func exportNothing(io.Writer) error { return nil }
+
+func isNonblocking(t *testing.T, listener syscall.Conn) bool {
+	t.Helper()
+	conn, err := listener.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flags int
+	if controlled := conn.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); controlled != nil || err != nil {
+		t.Fatal(controlled, err)
+	}
+	return flags&unix.O_NONBLOCK != 0
+}
+
+func TestTheSocketCanBeClosedAfterAHandoverThatFailed(t *testing.T) {
+	s := prepare(t)
+	socket, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{})
+	go func() {
+		defer close(accepted)
+		for {
+			conn, err := socket.Listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+			accepted <- struct{}{}
+		}
+	}()
+	listener, lock, err := socket.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Succeed(s.program("exit 1"), nil, Handed{Socket: listener, Lock: lock}, exportNothing, time.Minute); err == nil {
+		t.Fatal("a program that fails has succeeded")
+	}
+	_ = listener.Close()
+	connect := func() {
+		if conn, err := net.Dial("unix", s.socket); err == nil {
+			_ = conn.Close()
+		}
+	}
+	if !isNonblocking(t, socket.Listener) {
+		t.Error("the handover has made the socket blocking")
+	}
+	connect() // the next Accept is the first to see what the handover has done to the socket
+	<-accepted
+	removed := make(chan struct{})
+	go func() { defer close(removed); socket.Remove() }()
+	select {
+	case <-removed:
+	case <-time.After(10 * time.Second):
+		t.Error("the socket cannot be closed before somebody connects")
+		go connect()
+	}
+	for range accepted { //nolint:revive // until the listener is closed
+	}
+}
