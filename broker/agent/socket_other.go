@@ -27,13 +27,13 @@ func ListenBeside(string) (*net.UnixListener, error) { return nil, errNotHere }
 func Activated(*os.File) (*Socket, error) { return nil, errNotHere }
 
 // Inherited fails here.
-func Inherited(_, _ *os.File) (*Socket, error) { return nil, errNotHere }
+func Inherited(Handed) (*Socket, error) { return nil, errNotHere }
 
 // Path is where the socket is.
 func (*Socket) Path() string { return "" }
 
-// Files fails here.
-func (*Socket) Files() (listener, lock *os.File, err error) { return nil, nil, errNotHere }
+// HandOn fails here.
+func (*Socket) HandOn(*Handed) error { return errNotHere }
 
 // FileOf fails here.
 func FileOf(syscall.Conn) (*os.File, error) { return nil, errNotHere }

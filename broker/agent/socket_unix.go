@@ -19,9 +19,11 @@ import (
 // Socket is the agent's, with the lock that keeps another agent from the same place.
 type Socket struct {
 	Listener *net.UnixListener
-	// lock is held for as long as an agent serves there; nil where the socket was made by a service manager, which starts one agent only.
+	// lock is held for as long as an agent serves there; nil where a service manager's socket has taken the place of another agent's, which still has it.
 	lock *os.File
 	path string
+	// bound is the socket's file, where this agent or one before it made it; nil where a service manager did, whose it stays.
+	bound fs.FileInfo
 }
 
 // ErrServed is Listen's where an agent serves already.
@@ -41,9 +43,17 @@ func Listen(path string) (*Socket, error) {
 	listener, err := listen(path)
 	if err != nil {
 		_ = lock.Close()
+		if errors.Is(err, ErrServed) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("make the agent's socket: %w", err)
 	}
-	return &Socket{Listener: listener, lock: lock, path: path}, nil
+	bound, err := os.Lstat(path)
+	if err != nil {
+		_, _ = listener.Close(), lock.Close()
+		return nil, fmt.Errorf("make the agent's socket: %w", err)
+	}
+	return &Socket{Listener: listener, lock: lock, path: path, bound: bound}, nil
 }
 
 // ListenBeside makes another socket that only this process's user can reach, by the rules that Listen has for directory and mode. It replaces one that nobody serves any more; where somebody does, the
@@ -51,10 +61,6 @@ func Listen(path string) (*Socket, error) {
 func ListenBeside(path string) (*net.UnixListener, error) {
 	if err := PrepareDir(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("the directory of the socket: %w", err)
-	}
-	if conn, err := net.Dial("unix", path); err == nil { //nolint:noctx // to connect to a unix socket takes no time
-		_ = conn.Close()
-		return nil, ErrServed
 	}
 	return listen(path)
 }
@@ -118,14 +124,16 @@ func lockFile(path string) (*os.File, error) {
 	return lock, nil
 }
 
-// listen makes the socket in the place of one that a dead agent has left.
+// listen makes the socket in the place of one that a dead agent has left. One that somebody serves stays, lock or no lock: a service manager takes none.
 func listen(path string) (*net.UnixListener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case err == nil && info.Mode().Type() != fs.ModeSocket:
 		return nil, fmt.Errorf("%s exists and is no socket: remove it, or name another", path)
 	case err == nil:
-		err = os.Remove(path)
+		if err = deserted(path); err == nil {
+			err = os.Remove(path)
+		}
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil
 	}
@@ -143,7 +151,24 @@ func listen(path string) (*net.UnixListener, error) {
 	return listener, nil
 }
 
-// Activated is the socket that a service manager made and handed over, which has to keep others out as one of Listen's does.
+// deserted gives an error where somebody serves a socket.
+func deserted(path string) error {
+	conn, err := net.Dial("unix", path) //nolint:noctx // to connect to a unix socket takes no time
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return ErrServed
+	case errors.Is(err, unix.EAGAIN): // somebody does, and is behind
+		return ErrServed
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	default:
+		return err
+	}
+}
+
+// Activated is the socket that a service manager made and handed over, which has to keep others out as one of Listen's does. It is served even where another agent has the lock: that one's socket was
+// there before the service manager's took its place, so that nobody reaches it any more.
 func Activated(file *os.File) (*Socket, error) {
 	listener, err := listenerOf(file)
 	if err != nil {
@@ -158,16 +183,23 @@ func Activated(file *os.File) (*Socket, error) {
 		_ = listener.Close()
 		return nil, fmt.Errorf("the socket that the service manager handed over: %w", err)
 	}
-	return &Socket{Listener: listener, path: path}, nil
+	lock, _ := lockFile(path + ".lock") // a nil one is no harm: who wants to make a socket there finds this one served
+	return &Socket{Listener: listener, lock: lock, path: path}, nil
 }
 
-// Inherited is the socket that a predecessor handed on, with its lock, which is nil if there is none.
-func Inherited(file, lock *os.File) (*Socket, error) {
-	listener, err := listenerOf(file)
+// Inherited is the socket that a predecessor handed on, with its lock.
+func Inherited(h Handed) (*Socket, error) {
+	listener, err := listenerOf(h.Socket)
 	if err != nil {
 		return nil, fmt.Errorf("the socket that the predecessor handed on: %w", err)
 	}
-	return &Socket{Listener: listener, lock: lock, path: listener.Addr().String()}, nil
+	s := &Socket{Listener: listener, lock: h.Lock, path: listener.Addr().String()}
+	if s.lock == nil {
+		s.lock = h.Activated
+		return s, nil
+	}
+	s.bound, _ = os.Lstat(s.path) // without it nothing is to be removed
+	return s, nil
 }
 
 func listenerOf(file *os.File) (*net.UnixListener, error) {
@@ -188,10 +220,28 @@ func listenerOf(file *os.File) (*net.UnixListener, error) {
 // Path is where the socket is.
 func (s *Socket) Path() string { return s.path }
 
-// Files are what a successor needs: the socket, and the lock where there is one. The caller closes the first.
-func (s *Socket) Files() (listener, lock *os.File, err error) {
-	listener, err = FileOf(s.Listener)
-	return listener, s.lock, err
+// HandOn adds to h what a successor needs: the socket, which the caller closes, and the lock.
+func (s *Socket) HandOn(h *Handed) error {
+	listener, err := FileOf(s.Listener)
+	if err != nil {
+		return err
+	}
+	h.Socket = listener
+	if s.isInPlace() {
+		h.Lock = s.lock
+	} else {
+		h.Activated = s.lock
+	}
+	return nil
+}
+
+// isInPlace says that this agent, or one before it, made what is at the path.
+func (s *Socket) isInPlace() bool {
+	if s.bound == nil {
+		return false
+	}
+	now, err := os.Lstat(s.path)
+	return err == nil && same(now, s.bound)
 }
 
 // FileOf is a listening socket's descriptor once more, for another process. It is not what the listener's own File gives: to start a process with that makes the socket blocking, for the listener
@@ -214,11 +264,13 @@ func FileOf(listener syscall.Conn) (*os.File, error) {
 	return file, nil
 }
 
-// Remove takes the socket away, so that nobody finds it any more. A service manager's stays: it starts an agent when somebody connects.
+// Remove takes the socket away, so that nobody finds it any more. A service manager's stays, be it this one or one that has taken its place: it starts an agent when somebody connects.
 func (s *Socket) Remove() {
 	_ = s.Listener.Close()
-	if s.lock != nil {
+	if s.isInPlace() {
 		_ = os.Remove(s.path)
+	}
+	if s.lock != nil {
 		_ = s.lock.Close()
 	}
 }

@@ -8,8 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTheSocketKeepsOthersOut(t *testing.T) {
@@ -101,6 +105,164 @@ func TestPlacesForNoSocket(t *testing.T) {
 				t.Errorf("%v, want …%s…", err, c.want)
 			}
 		})
+	}
+}
+
+// byManager is a socket as a service manager makes it, in the place of whatever is there.
+func (s *served) byManager() (listener *net.UnixListener, file *os.File) {
+	s.Helper()
+	if err := os.Mkdir(filepath.Dir(s.socket), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		s.Fatal(err)
+	}
+	_ = os.Remove(s.socket)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket, Net: "unix"})
+	if err != nil {
+		s.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	s.Cleanup(func() { _ = listener.Close() })
+	if err := os.Chmod(s.socket, 0o600); err != nil {
+		s.Fatal(err)
+	}
+	if file, err = FileOf(listener); err != nil {
+		s.Fatal(err)
+	}
+	return listener, file
+}
+
+// isSocketOf says whether who connects to the path comes to the listener.
+func (s *served) isSocketOf(listener *net.UnixListener) bool {
+	s.Helper()
+	conn, err := net.Dial("unix", s.socket)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = listener.SetDeadline(time.Now().Add(time.Second))
+	accepted, err := listener.Accept()
+	if err != nil {
+		return false
+	}
+	_ = accepted.Close()
+	return true
+}
+
+func TestNobodyTakesTheServiceManagersSocketAway(t *testing.T) {
+	s := prepare(t)
+	listener, file := s.byManager()
+	if _, err := Listen(s.socket); !errors.Is(err, ErrServed) { // before the agent has been started, too
+		t.Errorf("where the service manager listens: %v", err)
+	}
+	activated, err := Activated(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(s.socket); !errors.Is(err, ErrServed) {
+		t.Errorf("where an activated agent serves: %v", err)
+	}
+	if _, err := lockFile(s.socket + ".lock"); !errors.Is(err, ErrServed) {
+		t.Errorf("the lock of an activated agent: %v", err)
+	}
+	for generation := range 3 {
+		var handed Handed
+		if err := activated.HandOn(&handed); err != nil {
+			t.Fatal(err)
+		}
+		if handed.Lock != nil || handed.Activated == nil {
+			t.Fatalf("generation %d hands its lock on as %v, %v: the successor would remove the socket", generation, handed.Lock, handed.Activated)
+		}
+		if activated, err = Inherited(handed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	activated.Remove()
+	if !s.isSocketOf(listener) {
+		t.Error("nobody comes to the service manager's socket any more")
+	}
+}
+
+func TestAnAgentLeavesTheSocketThatTookItsPlace(t *testing.T) {
+	for name, inherited := range map[string]bool{"of the agent that made the one before": false, "of a successor": true} {
+		t.Run(name, func(t *testing.T) {
+			s := prepare(t)
+			socket, err := Listen(s.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			listener, file := s.byManager()
+			if inherited {
+				var handed Handed
+				if err := socket.HandOn(&handed); err != nil {
+					t.Fatal(err)
+				}
+				if socket, err = Inherited(handed); err != nil {
+					t.Fatal(err)
+				}
+			}
+			activated, err := Activated(file) // though the lock is another agent's
+			if err != nil {
+				t.Fatal(err)
+			}
+			socket.Remove()
+			if !s.isSocketOf(listener) {
+				t.Error("the service manager's socket is gone")
+			}
+			activated.Remove()
+		})
+	}
+}
+
+func TestASuccessorRemovesTheSocketInTheEnd(t *testing.T) {
+	s := prepare(t)
+	first, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handed Handed
+	if err := first.HandOn(&handed); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Inherited(handed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Remove()
+	if _, err := os.Lstat(s.socket); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+func TestASocketWhoseQueueIsFullIsNotReplaced(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("elsewhere it refuses connections as one that nobody serves does")
+	}
+	s := prepare(t)
+	if err := os.Mkdir(filepath.Dir(s.socket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: s.socket}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var waiting []net.Conn
+	defer func() {
+		for _, conn := range waiting {
+			_ = conn.Close()
+		}
+	}()
+	for range 100 {
+		conn, err := net.Dial("unix", s.socket)
+		if err != nil {
+			break
+		}
+		waiting = append(waiting, conn)
+	}
+	if _, err := Listen(s.socket); !errors.Is(err, ErrServed) {
+		t.Errorf("%v, with %d that wait", err, len(waiting))
 	}
 }
 

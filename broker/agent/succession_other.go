@@ -9,7 +9,7 @@ import (
 )
 
 // Handed is what an agent hands on to the one that takes its place: nothing, on this system.
-type Handed struct{ Socket, Lock, Metrics, Answers, Ready *os.File }
+type Handed struct{ Socket, Lock, Activated, Metrics, Answers, Ready *os.File }
 
 // TakeHanded gives nothing.
 func TakeHanded() (Handed, bool) { return Handed{}, false }

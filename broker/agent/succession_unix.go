@@ -20,6 +20,9 @@ const handedVariable = "CREDENTIAL_BROKER_HANDED"
 type Handed struct {
 	// Socket is the listening socket, Lock the lock on its place, Metrics the listening socket of the metrics.
 	Socket, Lock, Metrics *os.File
+	// Activated is the lock in Lock's stead where a service manager made the socket, which the last agent then leaves there. It has a name of its own because versions that do not know it take whatever
+	// comes with a Lock for theirs to remove.
+	Activated *os.File
 	// Answers is where the predecessor's Export can be read.
 	Answers *os.File
 	// Ready is written to and closed when the successor serves.
@@ -27,7 +30,7 @@ type Handed struct {
 }
 
 func (h *Handed) named() []namedFile {
-	return []namedFile{{"socket", &h.Socket}, {"lock", &h.Lock}, {"metrics", &h.Metrics}, {"answers", &h.Answers}, {"ready", &h.Ready}}
+	return []namedFile{{"socket", &h.Socket}, {"lock", &h.Lock}, {"activated", &h.Activated}, {"metrics", &h.Metrics}, {"answers", &h.Answers}, {"ready", &h.Ready}}
 }
 
 type namedFile struct {

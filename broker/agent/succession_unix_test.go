@@ -57,14 +57,14 @@ func TestTheSocketCanBeClosedAfterAHandoverThatFailed(t *testing.T) {
 			accepted <- struct{}{}
 		}
 	}()
-	listener, lock, err := socket.Files()
-	if err != nil {
+	var handed Handed
+	if err := socket.HandOn(&handed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Succeed(s.program("exit 1"), nil, Handed{Socket: listener, Lock: lock}, exportNothing, time.Minute); err == nil {
+	if _, err := Succeed(s.program("exit 1"), nil, handed, exportNothing, time.Minute); err == nil {
 		t.Fatal("a program that fails has succeeded")
 	}
-	_ = listener.Close()
+	_ = handed.Socket.Close()
 	connect := func() {
 		if conn, err := net.Dial("unix", s.socket); err == nil {
 			_ = conn.Close()

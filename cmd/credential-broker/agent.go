@@ -128,7 +128,7 @@ func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
 // listen gives the socket to serve on.
 func listen(handed agent.Handed, inherited bool, cfg *config.Config) (*agent.Socket, error) {
 	if inherited {
-		return agent.Inherited(handed.Socket, handed.Lock)
+		return agent.Inherited(handed)
 	}
 	switch files := activation.Files(true); {
 	case len(files) == 1:
@@ -221,11 +221,10 @@ func (n *node) succeed() bool {
 		n.log.Warn("the program's file has been replaced; restart the container, whose first process cannot be replaced", "path", n.program.Path())
 		return false
 	}
-	socket, lock, err := n.socket.Files()
-	if err == nil {
-		defer func() { _ = socket.Close() }()
-		handed := agent.Handed{Socket: socket, Lock: lock, Metrics: n.metrics.File()}
-		defer func() { _ = handed.Metrics.Close() }() // of nil is an error, and no harm
+	var handed agent.Handed
+	if err = n.socket.HandOn(&handed); err == nil {
+		handed.Metrics = n.metrics.File()
+		defer func() { _, _ = handed.Socket.Close(), handed.Metrics.Close() }() // of nil is an error, and no harm
 		var pid int
 		if pid, err = agent.Succeed(n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
 			notify(fmt.Sprintf("MAINPID=%d", pid))
