@@ -35,6 +35,9 @@ func (*Socket) Path() string { return "" }
 // HandOn fails here.
 func (*Socket) HandOn(*Handed) error { return errNotHere }
 
+// HandedOn has nothing to do.
+func (*Socket) HandedOn() {}
+
 // FileOf fails here.
 func FileOf(syscall.Conn) (*os.File, error) { return nil, errNotHere }
 

@@ -235,6 +235,13 @@ func (s *Socket) HandOn(h *Handed) error {
 	return nil
 }
 
+// HandedOn tells that a successor serves. It has the lock, which is let go of here: this agent goes on for as long as it takes to answer, and should not keep a third one out when the successor has ended before.
+func (s *Socket) HandedOn() {
+	if s.lock != nil {
+		_ = s.lock.Close()
+	}
+}
+
 // isInPlace says that this agent, or one before it, made what is at the path.
 func (s *Socket) isInPlace() bool {
 	if s.bound == nil {

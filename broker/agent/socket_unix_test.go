@@ -212,6 +212,38 @@ func TestAnAgentLeavesTheSocketThatTookItsPlace(t *testing.T) {
 	}
 }
 
+func TestAPredecessorKeepsNobodyOut(t *testing.T) {
+	s := prepare(t)
+	first, err := Listen(s.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handed Handed
+	if err := first.HandOn(&handed); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.FcntlInt(handed.Lock.Fd(), unix.F_DUPFD_CLOEXEC, 0) // as another process has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	handed.Lock = os.NewFile(uintptr(fd), "lock")
+	successor, err := Inherited(handed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.HandedOn()
+	_ = first.Listener.Close()
+	if _, err := lockFile(s.socket + ".lock"); !errors.Is(err, ErrServed) {
+		t.Errorf("the successor's lock: %v", err)
+	}
+	_, _ = successor.Listener.Close(), successor.lock.Close() // as when it is killed
+	third, err := Listen(s.socket)
+	if err != nil {
+		t.Fatalf("while the predecessor still answers: %v", err)
+	}
+	third.Remove()
+}
+
 func TestASuccessorRemovesTheSocketInTheEnd(t *testing.T) {
 	s := prepare(t)
 	first, err := Listen(s.socket)

@@ -227,6 +227,7 @@ func (n *node) succeed() bool {
 		defer func() { _, _ = handed.Socket.Close(), handed.Metrics.Close() }() // of nil is an error, and no harm
 		var pid int
 		if pid, err = agent.Succeed(n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
+			n.socket.HandedOn()
 			notify(fmt.Sprintf("MAINPID=%d", pid))
 			n.log.Info("the agent ends", "reason", "the program's file has been replaced", "successor", pid)
 			return true
