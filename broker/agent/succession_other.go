@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"io"
 	"os"
 	"time"
@@ -15,8 +16,8 @@ type Handed struct{ Socket, Lock, Activated, Metrics, Answers, Ready *os.File }
 func TakeHanded() (Handed, bool) { return Handed{}, false }
 
 // Succeed fails here.
-func Succeed(string, []string, Handed, func(io.Writer) error, time.Duration) (pid int, err error) {
-	return 0, errNotHere
+func Succeed(context.Context, string, []string, Handed, func(io.Writer) error, time.Duration) (successor *os.Process, err error) {
+	return nil, errNotHere
 }
 
 // SayReady has nobody to tell.

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -64,22 +65,22 @@ func TakeHanded() (Handed, bool) {
 }
 
 // Succeed starts the program at path with args as the successor and gives it the files, and what export writes. It returns when the successor serves, or with an error when it has ended, been
-// silent for as long as patience, or could not be started; then nothing has changed and this agent has to go on. The files stay open here.
-func Succeed(path string, args []string, h Handed, export func(io.Writer) error, patience time.Duration) (pid int, err error) {
+// silent for as long as patience, or could not be started, or when ctx was done before; then there is no successor, nothing has changed and this agent has to go on. The files stay open here.
+func Succeed(ctx context.Context, path string, args []string, h Handed, export func(io.Writer) error, patience time.Duration) (successor *os.Process, err error) {
 	answersRead, answersWrite, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = answersRead.Close() }()
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
 		_ = answersWrite.Close()
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = readyRead.Close() }()
 	h.Answers, h.Ready = answersRead, readyWrite
 
-	cmd := exec.Command(path, args...) //nolint:noctx // it outlives this process
+	cmd := exec.Command(path, args...) //nolint:noctx // it outlives this process, and the context
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	var names []string
 	for _, n := range h.named() {
@@ -95,24 +96,29 @@ func Succeed(path string, args []string, h Handed, export func(io.Writer) error,
 	_ = readyWrite.Close()
 	if err != nil {
 		_ = answersWrite.Close()
-		return 0, err
+		return nil, err
 	}
 	go func() {
 		_ = export(answersWrite) // what is missing is asked for anew
 		_ = answersWrite.Close()
 	}()
 	_ = readyRead.SetReadDeadline(time.Now().Add(patience))
+	stop := context.AfterFunc(ctx, func() { _ = readyRead.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	n, err := readyRead.Read(make([]byte, 1))
 	if n == 1 {
 		go func() { _ = cmd.Wait() }() // in case it ends before this process does
-		return cmd.Process.Pid, nil
+		return cmd.Process, nil
 	}
 	_ = cmd.Process.Kill()
 	ended := cmd.Wait()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, fmt.Errorf("%s did not serve within %s", path, patience)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
 	}
-	return 0, fmt.Errorf("%s ended before it served: %w", path, ended)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, fmt.Errorf("%s did not serve within %s", path, patience)
+	}
+	return nil, fmt.Errorf("%s ended before it served: %w", path, ended)
 }
 
 func without(environ []string, names ...string) []string {

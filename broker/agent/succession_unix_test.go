@@ -3,10 +3,14 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -61,7 +65,7 @@ func TestTheSocketCanBeClosedAfterAHandoverThatFailed(t *testing.T) {
 	if err := socket.HandOn(&handed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Succeed(s.program("exit 1"), nil, handed, exportNothing, time.Minute); err == nil {
+	if _, err := Succeed(t.Context(), s.program("exit 1"), nil, handed, exportNothing, time.Minute); err == nil {
 		t.Fatal("a program that fails has succeeded")
 	}
 	_ = handed.Socket.Close()
@@ -84,5 +88,38 @@ func TestTheSocketCanBeClosedAfterAHandoverThatFailed(t *testing.T) {
 		go connect()
 	}
 	for range accepted { //nolint:revive // until the listener is closed
+	}
+}
+
+func TestNobodySucceedsAnAgentThatIsToldToEnd(t *testing.T) {
+	s := prepare(t)
+	pid := filepath.Join(s.dir, "pid")
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	program := s.program("echo $$ >" + pid + ".new; mv " + pid + ".new " + pid + "; exec sleep 60")
+	go func() {
+		_, err := Succeed(ctx, program, nil, Handed{}, exportNothing, time.Minute)
+		failed <- err
+	}()
+	s.eventually("the successor runs", func() bool { _, err := os.Lstat(pid); return err == nil })
+	cancel()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for the successor all the same")
+	}
+	text, err := os.ReadFile(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(number, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the successor is left: %v", err)
 	}
 }

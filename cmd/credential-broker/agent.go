@@ -164,7 +164,7 @@ func (n *node) serve(ctx context.Context, handed *agent.Handed) error {
 	defer tick.Stop()
 	stopWatchdog := n.startWatchdog(serving)
 	defer stopWatchdog()
-	succeeded := false
+	var successor *os.Process
 loop:
 	for {
 		select {
@@ -181,18 +181,18 @@ loop:
 			n.log.Info("the agent ends", "reason", "nobody has asked for "+n.flags.idleTimeout.String())
 			break loop
 		}
-		if n.succeed() {
-			succeeded = true
+		if successor = n.succeed(ctx); successor != nil {
+			defer passOn(ctx, successor)()
 			break loop
 		}
 	}
 	stopWatchdog()
-	if !succeeded {
+	if successor == nil {
 		notify(daemon.SdNotifyStopping)
 	}
 	stopServing()
 	failure := <-served
-	if succeeded {
+	if successor != nil {
 		n.metrics.Close() //nolint:contextcheck // it has a time of its own; at once: who scrapes had better not hear now this one's counts and now the other's
 	} else {
 		n.socket.Remove()  // who comes from now on does the work itself
@@ -208,33 +208,50 @@ func (n *node) end(ctx context.Context) error {
 	return errors.Join(n.Wait(ctx), n.Close(ctx))
 }
 
-// succeed lets the program's new file, if there is one, take over.
-func (n *node) succeed() bool {
+// passOn ends the successor too if this process is told to end before it has answered what it was asked: whoever says so means the agent, and may not have heard yet which process that is.
+func passOn(ctx context.Context, successor *os.Process) (stop func()) {
+	passed := make(chan struct{})
+	pending := context.AfterFunc(ctx, func() {
+		defer close(passed)
+		_ = successor.Signal(syscall.SIGTERM)
+	})
+	return func() {
+		if !pending() {
+			<-passed
+		}
+	}
+}
+
+// succeed lets the program's new file, if there is one, take over; nil if nobody has.
+func (n *node) succeed(ctx context.Context) *os.Process {
 	replaced, err := n.program.Replaced()
 	if err != nil {
 		n.log.Error("the program's file has been replaced by one that is not used", "reason", err.Error())
 	}
 	if !replaced {
-		return false
+		return nil
 	}
 	if os.Getpid() == 1 {
 		n.log.Warn("the program's file has been replaced; restart the container, whose first process cannot be replaced", "path", n.program.Path())
-		return false
+		return nil
 	}
 	var handed agent.Handed
 	if err = n.socket.HandOn(&handed); err == nil {
 		handed.Metrics = n.metrics.File()
 		defer func() { _, _ = handed.Socket.Close(), handed.Metrics.Close() }() // of nil is an error, and no harm
-		var pid int
-		if pid, err = agent.Succeed(n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
+		var successor *os.Process
+		if successor, err = agent.Succeed(ctx, n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
 			n.socket.HandedOn()
-			notify(fmt.Sprintf("MAINPID=%d", pid))
-			n.log.Info("the agent ends", "reason", "the program's file has been replaced", "successor", pid)
-			return true
+			notify(fmt.Sprintf("MAINPID=%d", successor.Pid))
+			n.log.Info("the agent ends", "reason", "the program's file has been replaced", "successor", successor.Pid)
+			return successor
 		}
 	}
+	if ctx.Err() != nil { // serve says so
+		return nil
+	}
 	n.log.Error("the program's new file does not serve: this one goes on", "path", n.program.Path(), "reason", err.Error())
-	return false
+	return nil
 }
 
 // notify tells systemd something, if it is there to be told.

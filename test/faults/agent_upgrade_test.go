@@ -113,6 +113,54 @@ func TestTheAgentsOwnFileIsReplacedUnderLoad(t *testing.T) {
 	}
 }
 
+// successor is a program that is a successor as far as its predecessor can tell. It notes its process, says that it serves if it is to, and notes SIGTERM.
+func (n *node) successor(noted string, serves bool) []byte {
+	ready := ""
+	if serves {
+		ready = `i=3; for name in $(echo "$CREDENTIAL_BROKER_HANDED" | tr , ' '); do [ $name = ready ] && eval "echo >&$i; exec $i>&-"; i=$((i+1)); done`
+	}
+	return []byte("#!/bin/bash\ntrap 'echo TERM >>" + noted + "; exit' TERM\n" + ready + "\necho began >>" + noted + "\nwhile :; do sleep 0.05; done\n")
+}
+
+func TestSIGTERMDuringAnUpgradeEndsTheAgent(t *testing.T) {
+	for name, serves := range map[string]bool{"before the successor serves": false, "while the predecessor still answers": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.plugin = brokerPath()
+			gate, noted := filepath.Join(n.dir, "gate"), filepath.Join(n.dir, "noted")
+			n.podsAndNode(nil, "WHOSE_LIFE", "0", "WHOSE_WAITS", gate)
+			n.write("gate", "", 0o600)
+			a := n.start(command{})
+			answered := make(chan outcome, 1)
+			go func() { answered <- n.pull(anImage, "") }()
+			if !until(grace, func() bool { s, _ := n.status(); return s.InFlight == 1 }) {
+				t.Fatal("the request does not come to the agent")
+			}
+			n.replace(n.program, n.successor(noted, serves), 0o755)
+			wrote := func(what string) bool { data, _ := os.ReadFile(noted); return strings.Contains(string(data), what) }
+			if !until(grace, func() bool { return wrote("began") && (!serves || strings.Contains(n.logged(), "has been replaced")) }) {
+				t.Fatal("no successor is started")
+			}
+			_ = a.cmd.Process.Signal(syscall.SIGTERM)
+			if serves && !until(grace, func() bool { return wrote("TERM") }) {
+				t.Error("the successor does not hear of it")
+			}
+			if !serves && !until(15*time.Second, func() bool { _, err := os.Lstat(n.socket); return os.IsNotExist(err) }) {
+				t.Error("the agent waits for the successor instead, as long as that may take")
+			}
+			if err := os.Remove(gate); err != nil {
+				t.Fatal(err)
+			}
+			if o := <-answered; o.code != 0 || o.isCold() {
+				t.Errorf("the request in flight: exit status %d, %s", o.code, o.stderr)
+			}
+			a.end()
+			n.nothingLeft()
+		})
+	}
+}
+
 func TestRequestsInFlightAreAnsweredOnSIGTERM(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
