@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -74,6 +73,7 @@ func startAgent(ctx context.Context, opts *options, cfg *config.Config) error {
 func startDetached(self string, args []string) (ended <-chan error, err error) {
 	cmd := exec.Command(self, args...) //nolint:noctx // it outlives this process
 	cmd.Dir = "/"
+	cmd.Env = ownEnvironment()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil { // standard input, output and error are /dev/null
 		return nil, err
@@ -85,15 +85,12 @@ func startDetached(self string, args []string) (ended <-chan error, err error) {
 
 // serviceManager is the command that asks systemd for a unit, if systemd is there; see sd_booted(3) and systemd-run(1).
 func serviceManager() []string {
-	command, err := exec.LookPath(cmp.Or(os.Getenv(runCommandVariable), "systemd-run"))
+	command, err := exec.LookPath("systemd-run")
 	if err != nil {
 		return nil
 	}
-	if os.Getenv(runCommandVariable) != "" {
-		return []string{command}
-	}
 	if os.Geteuid() == 0 {
-		if _, err := os.Lstat("/run/systemd/system"); err == nil {
+		if _, err := os.Lstat(systemdBooted); err == nil {
 			return []string{command}
 		}
 		return nil
@@ -104,8 +101,8 @@ func serviceManager() []string {
 	return nil
 }
 
-// runCommandVariable names another command than systemd-run, for tests.
-const runCommandVariable = "CREDENTIAL_BROKER_TEST_SYSTEMD_RUN"
+// systemdBooted is there where systemd is. A variable, so that a program can be built for tests that finds it elsewhere.
+var systemdBooted = "/run/systemd/system"
 
 // startUnit has systemd start the agent in a unit of its own, which does not end with the kubelet's. The environment goes in a file that only this user can read and that the agent removes: a unit's
 // Environment= could be read by everybody.
@@ -135,6 +132,18 @@ func startUnit(ctx context.Context, manager []string, self string, args []string
 	return fmt.Errorf("%s: %w", manager[0], err)
 }
 
+// ownEnvironment is this process's environment without what a service manager has told the kubelet, and nobody else: an agent that said there that it is ready, alive or ending would say so of the kubelet.
+func ownEnvironment() []string {
+	return slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+			return true
+		}
+		return false
+	})
+}
+
 // writeEnvironment writes this process's environment to a file in the directory of the socket, which others cannot enter.
 func writeEnvironment(dir string) (string, error) {
 	if err := agent.PrepareDir(dir); err != nil {
@@ -144,7 +153,7 @@ func writeEnvironment(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = file.WriteString(strings.Join(os.Environ(), "\x00"))
+	_, err = file.WriteString(strings.Join(ownEnvironment(), "\x00"))
 	if err = errors.Join(err, file.Close()); err != nil {
 		_ = os.Remove(file.Name())
 		return "", err

@@ -94,9 +94,21 @@ func TestAnAgentThatCannotBeStartedIsDoneWithout(t *testing.T) {
 	}
 }
 
+// besideSystemd is the broker on a node of which it thinks that systemd runs there.
+var besideSystemd = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(bin, "credential-broker-beside-systemd")
+	return path, buildOne(path, "../../cmd/credential-broker", "CGO_ENABLED=0", "-ldflags=-X main.systemdBooted="+bin)
+})
+
 func TestAServiceManagerIsAskedForAUnit(t *testing.T) {
 	t.Parallel()
+	program, err := besideSystemd()
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := newNode(t)
+	n.install(program, n.program)
+	must(0, os.MkdirAll(filepath.Join(n.tmp, "systemd", "private"), 0o700)) // where a user's systemd is looked for
 	const word = "c4n4ry-of-the-environment"
 	provider := n.with(n.whose("inherits"), object{"inheritEnv": []string{"WHOSE_GENERATION"}})
 	n.config(object{"agent": object{"socket": n.socket, "autoStart": true, "idleTimeout": "10s"}}, provider)
@@ -107,7 +119,7 @@ while [ "$1" != -- ]; do shift; done
 shift
 setsid env -i PATH="$PATH" TMPDIR=`+n.tmp+` XDG_RUNTIME_DIR=`+n.tmp+` INVOCATION_ID=of-the-unit "$@" </dev/null >/dev/null 2>&1 &
 `, 0o755)
-	o := n.pull(anImage, "", "CREDENTIAL_BROKER_TEST_SYSTEMD_RUN="+run, "WHOSE_GENERATION="+word)
+	o := n.pull(anImage, "", "PATH="+filepath.Dir(run)+string(filepath.ListSeparator)+os.Getenv("PATH"), "WHOSE_GENERATION="+word)
 	if err := o.is(map[string]string{anImage: word + "|" + anImage + "|node"}); err != nil || o.isCold() {
 		t.Errorf("%v: %s", err, o.stderr)
 	}
