@@ -53,8 +53,11 @@ func startAgent(ctx context.Context, opts *options, cfg *config.Config) error {
 		return err
 	}
 	defer done()
+	if !mine {
+		return awaitStart(ctx, cfg.Agent.Socket)
+	}
 	var ended <-chan error
-	if mine && !reachable(cfg.Agent.Socket) {
+	if !reachable(cfg.Agent.Socket) {
 		asked := errors.New("no service manager")
 		if manager := serviceManager(); manager != nil {
 			asked = startUnit(ctx, manager, self, args, cfg.Agent.Socket)
@@ -66,6 +69,24 @@ func startAgent(ctx context.Context, opts *options, cfg *config.Config) error {
 		}
 	}
 	return awaitListener(ctx, cfg.Agent.Socket, ended)
+}
+
+// awaitStart waits until somebody serves the socket, or whoever had the right to start an agent has given it back and nobody does.
+func awaitStart(ctx context.Context, socket string) error {
+	return await(ctx, func() (bool, error) {
+		if reachable(socket) {
+			return true, nil
+		}
+		free, done, err := agent.BeginStart(socket)
+		if err != nil {
+			return false, err
+		}
+		done()
+		if free && !reachable(socket) { // it may have come about since the look above
+			return false, errors.New("another request tried, in vain: its line of the log says why")
+		}
+		return free, nil
+	})
 }
 
 // startDetached starts a process of its own session, with no descriptor of this one's: the kubelet waits for whoever holds its pipes. It belongs to the kubelet's control group, and ends with that. The channel
@@ -187,22 +208,35 @@ var systemds = map[string]bool{
 	"NOTIFY_SOCKET": true, "WATCHDOG_PID": true, "WATCHDOG_USEC": true, "INVOCATION_ID": true, "JOURNAL_STREAM": true, "SYSTEMD_EXEC_PID": true,
 }
 
-// awaitListener waits until somebody serves the socket.
+// awaitListener waits until somebody serves the socket, or what was to do so has ended.
 func awaitListener(ctx context.Context, socket string, ended <-chan error) error {
+	return await(ctx, func() (bool, error) {
+		if reachable(socket) {
+			return true, nil
+		}
+		select {
+		case err := <-ended:
+			if err != nil {
+				return false, fmt.Errorf("it ended at once (%w): run it by hand to see why: credential-broker agent --agent %s", err, socket)
+			}
+			ended = nil // another serves already
+		default:
+		}
+		return false, nil
+	})
+}
+
+// await looks again and again, at first often, until what it waits for has come about or cannot.
+func await(ctx context.Context, look func() (bool, error)) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		if reachable(socket) {
-			return nil
+		if done, err := look(); done || err != nil {
+			return err
 		}
 		pause.Reset(wait)
 		select {
 		case <-pause.C:
-		case err := <-ended:
-			if err != nil {
-				return fmt.Errorf("it ended at once (%w): run it by hand to see why: credential-broker agent --agent %s", err, socket)
-			}
-			ended = nil // another serves already
 		case <-ctx.Done():
 			return errors.New("it does not serve: its log (journalctl -t credential-broker) says why")
 		}

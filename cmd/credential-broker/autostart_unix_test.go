@@ -3,10 +3,16 @@
 package main
 
 import (
+	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/credential-broker/credential-broker/broker/agent"
+	"github.com/credential-broker/credential-broker/broker/config"
 )
 
 func TestAnAgentDoesNotSpeakForTheKubelet(t *testing.T) {
@@ -47,5 +53,53 @@ func TestAnAgentDoesNotSpeakForTheKubelet(t *testing.T) {
 		if strings.Contains(environment, "the-kubelets") || strings.Count(environment, "=a-backends") != 2 {
 			t.Errorf("%s: %d variables of the kubelet's unit, and %d of 2 for backends", name, strings.Count(environment, "=the-kubelets"), strings.Count(environment, "=a-backends"))
 		}
+	}
+}
+
+func TestWhoWaitsForAnothersStart(t *testing.T) {
+	for name, serves := range map[string]bool{"hears that it has come off": true, "hears that it has failed": false} {
+		t.Run(name, func(t *testing.T) {
+			dir, err := os.MkdirTemp("", "cb-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			cfg := &config.Config{}
+			cfg.Agent.Socket = filepath.Join(dir, "agent.sock")
+			mine, done, err := agent.BeginStart(cfg.Agent.Socket)
+			if err != nil || !mine {
+				t.Fatal(mine, err)
+			}
+			const waiters = 8
+			started := make(chan error, waiters)
+			for range waiters {
+				go func() { started <- startAgent(t.Context(), &options{}, cfg) }()
+			}
+			patience, cancel := context.WithTimeout(t.Context(), (startPatience+managerPatience)/2)
+			defer cancel()
+			select {
+			case err := <-started:
+				t.Fatalf("before it is decided: %v", err)
+			case <-time.After(100 * time.Millisecond): // they have looked several times
+			}
+			if serves {
+				listener, err := net.Listen("unix", cfg.Agent.Socket)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer listener.Close()
+			}
+			done()
+			for range waiters {
+				select {
+				case err := <-started:
+					if serves != (err == nil) || !serves && !strings.Contains(err.Error(), "another request tried, in vain") {
+						t.Errorf("%v", err)
+					}
+				case <-patience.Done():
+					t.Fatal("somebody waits on")
+				}
+			}
+		})
 	}
 }
