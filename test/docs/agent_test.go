@@ -203,6 +203,17 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 	}
 }
 
+// ProtectClock= is among them: until systemd 253 it implied DeviceAllow=char-rtc, and that a closed policy for all other devices, https://github.com/systemd/systemd/issues/18142.
+func TestTheUnitLeavesATPMToBackends(t *testing.T) {
+	shut := regexp.MustCompile(`(?m)^(?:PrivateDevices|DevicePolicy|DeviceAllow|ProtectClock)=.*$`)
+	for _, setting := range shut.FindAllString(readDocument(t, "examples/systemd/credential-broker.service"), -1) {
+		t.Errorf("%s takes devices away from backends", setting)
+	}
+	if !strings.Contains(readDocument(t, "docs/agent.md"), "devices for keys in a TPM") {
+		t.Error("docs/agent.md does not say that the unit leaves devices open")
+	}
+}
+
 func TestEveryRunbookOfAnAlertIsThere(t *testing.T) {
 	page := filepath.Join(repo, "docs/agent.md")
 	anchors := regexp.MustCompile(`docs/agent\.md#([\w-]+)`).FindAllStringSubmatch(readDocument(t, "examples/prometheus/alerts.yaml"), -1)
