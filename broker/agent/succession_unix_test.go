@@ -22,7 +22,7 @@ import (
 func (s *served) program(script string) string {
 	s.Helper()
 	path := filepath.Join(s.dir, "successor")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
 		s.Fatal(err)
 	}
 	return path
@@ -87,7 +87,7 @@ func TestTheSocketCanBeClosedAfterAHandoverThatFailed(t *testing.T) {
 		t.Error("the socket cannot be closed before somebody connects")
 		go connect()
 	}
-	for range accepted { //nolint:revive // until the listener is closed
+	for range accepted { // until the listener is closed
 	}
 }
 

@@ -182,13 +182,14 @@ loop:
 			break loop
 		}
 		if successor = n.succeed(ctx); successor != nil {
-			defer passOn(ctx, successor)()
 			break loop
 		}
 	}
 	stopWatchdog()
 	if successor == nil {
 		notify(daemon.SdNotifyStopping)
+	} else {
+		defer passOn(ctx, successor)()
 	}
 	stopServing()
 	failure := <-served
