@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,13 +40,14 @@ func newLog(cfg config.Log, stderr io.Writer, toJournal bool) (log *slog.Logger,
 		if err != nil {
 			slog.New(handlers).Warn("the log file cannot be opened", "reason", err.Error())
 		} else {
-			handlers = append(handlers, handler(file))
-			closeLog = func() { _ = file.Close() }
+			rotated := &rotatedFile{path: cfg.File, file: file, looked: time.Now()}
+			handlers = append(handlers, handler(rotated))
+			closeLog = rotated.close
 		}
 	}
 	if toJournal && journal.Enabled() {
 		if own, _ := journal.StderrIsJournalStream(); !own {
-			handlers = append(handlers, journalHandler{level: level, send: journal.Send, patience: journalPatience, stuck: new(atomic.Bool)})
+			handlers = append(handlers, journalHandler{level: level, send: journal.Send, patience: journalPatience, stuck: new(atomic.Int64)})
 		}
 	}
 	if len(handlers) == 1 {
@@ -60,6 +62,50 @@ func openLog(path string) (*os.File, error) {
 		return nil, fmt.Errorf("%s: it is a pipe or a socket, which could hold up a pull: name a file", path)
 	}
 	return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+}
+
+// rotatedFile is a log file that somebody may move away, to begin another one: who lives for long writes to that then.
+type rotatedFile struct {
+	path   string
+	mu     sync.Mutex
+	file   *os.File
+	looked time.Time
+}
+
+// rotationInterval is how long a log file that was moved away may be written to.
+const rotationInterval = time.Second
+
+// Write implements io.Writer.
+func (r *rotatedFile) Write(line []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.looked) >= rotationInterval {
+		r.looked = now
+		r.follow()
+	}
+	return r.file.Write(line)
+}
+
+// follow opens the file that is at the path now, if it is another one. What cannot be opened leaves the one that is open.
+func (r *rotatedFile) follow() {
+	there, err := os.Stat(r.path)
+	if err == nil {
+		if own, err := r.file.Stat(); err == nil && os.SameFile(there, own) {
+			return
+		}
+	}
+	file, err := openLog(r.path)
+	if err != nil {
+		return
+	}
+	_ = r.file.Close()
+	r.file = file
+}
+
+func (r *rotatedFile) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = r.file.Close()
 }
 
 // fanOut hands each record to several handlers.
@@ -105,13 +151,16 @@ type journalHandler struct {
 	level slog.Level
 	attrs []slog.Attr
 	send  func(message string, priority journal.Priority, vars map[string]string) error
-	// patience is how long one record may take, and stuck says that one took longer: no other is sent then.
+	// patience is how long one record may take, and stuck until when none is sent because one took longer (Unix nanoseconds).
 	patience time.Duration
-	stuck    *atomic.Bool
+	stuck    *atomic.Int64
 }
 
 // journalPatience bounds what a journal that nobody empties can cost a pull. A record takes microseconds.
 const journalPatience = 250 * time.Millisecond
+
+// journalPause is for how long a journal that did not take a record is left alone.
+const journalPause = time.Minute
 
 func (j journalHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= j.level }
 
@@ -123,7 +172,7 @@ func (j journalHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 func (j journalHandler) WithGroup(string) slog.Handler { return j } // the broker makes none
 
 func (j journalHandler) Handle(ctx context.Context, record slog.Record) error {
-	if j.stuck.Load() {
+	if time.Now().UnixNano() < j.stuck.Load() {
 		return nil
 	}
 	var line bytes.Buffer
@@ -156,7 +205,7 @@ func (j journalHandler) Handle(ctx context.Context, record slog.Record) error {
 	case err := <-sent:
 		return err
 	case <-timer.C:
-		j.stuck.Store(true)
+		j.stuck.Store(time.Now().Add(journalPause).UnixNano())
 		return errors.New("the journal does not take the record")
 	}
 }
