@@ -70,6 +70,9 @@ type node struct {
 }
 
 func runAgent(cmd *cobra.Command, opts *options, flags agentFlags) error {
+	if !fast.Supported {
+		return errors.New("there is no agent on this platform: Linux on amd64, arm64, riscv64 and loong64 have one")
+	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A handler rather than SIG_IGN, which child processes would inherit: neither a reader of the log that goes away nor a closed terminal ends the agent.

@@ -2,6 +2,9 @@
 
 package fast
 
+// Supported says that there can be an agent on this platform.
+const Supported = true
+
 // The bounds of asking, in nanoseconds.
 type bounds struct {
 	silence int64 // of an agent, in accepting a connection, taking what is sent, and answering

@@ -2,6 +2,9 @@
 
 package fast
 
+// Supported says that there can be an agent on this platform.
+const Supported = false
+
 // Ask finds no agent: there is none on this system.
 func Ask(_ string, _ Request) (reply Reply, reason string, absent bool) {
 	return Reply{}, "there is no agent on this platform", false
