@@ -497,7 +497,7 @@ func hostMain(base string) {
 	rt := NewRuntime(RuntimeOptions{BaseDirs: []string{base}})
 	if os.Getenv("TEST_EXHAUST") != "" {
 		for {
-			if _, err := os.Open("/dev/null"); err != nil {
+			if _, err := syscall.Open("/dev/null", syscall.O_RDONLY, 0); err != nil { // an os.File that nobody refers to is closed
 				break
 			}
 		}
