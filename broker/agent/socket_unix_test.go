@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -212,16 +211,22 @@ func TestAnAgentLeavesTheSocketThatTookItsPlace(t *testing.T) {
 	}
 }
 
-func TestAPredecessorKeepsNobodyOut(t *testing.T) {
-	s := prepare(t)
+// handingOn is an agent that serves and is about to be succeeded, and what it hands on.
+func handingOn(t *testing.T) (s *served, first *Socket, handed Handed) {
+	t.Helper()
+	s = prepare(t)
 	first, err := Listen(s.socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var handed Handed
 	if err := first.HandOn(&handed); err != nil {
 		t.Fatal(err)
 	}
+	return s, first, handed
+}
+
+func TestAPredecessorKeepsNobodyOut(t *testing.T) {
+	s, first, handed := handingOn(t)
 	fd, err := unix.FcntlInt(handed.Lock.Fd(), unix.F_DUPFD_CLOEXEC, 0) // as another process has it
 	if err != nil {
 		t.Fatal(err)
@@ -245,15 +250,7 @@ func TestAPredecessorKeepsNobodyOut(t *testing.T) {
 }
 
 func TestASuccessorRemovesTheSocketInTheEnd(t *testing.T) {
-	s := prepare(t)
-	first, err := Listen(s.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var handed Handed
-	if err := first.HandOn(&handed); err != nil {
-		t.Fatal(err)
-	}
+	s, _, handed := handingOn(t)
 	second, err := Inherited(handed)
 	if err != nil {
 		t.Fatal(err)
@@ -261,40 +258,6 @@ func TestASuccessorRemovesTheSocketInTheEnd(t *testing.T) {
 	second.Remove()
 	if _, err := os.Lstat(s.socket); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the socket is left: %v", err)
-	}
-}
-
-func TestASocketWhoseQueueIsFullIsNotReplaced(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("elsewhere it refuses connections as one that nobody serves does")
-	}
-	s := prepare(t)
-	if err := os.Mkdir(filepath.Dir(s.socket), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: s.socket}), unix.Listen(fd, 0)); err != nil {
-		t.Fatal(err)
-	}
-	var waiting []net.Conn
-	defer func() {
-		for _, conn := range waiting {
-			_ = conn.Close()
-		}
-	}()
-	for range 100 {
-		conn, err := net.Dial("unix", s.socket)
-		if err != nil {
-			break
-		}
-		waiting = append(waiting, conn)
-	}
-	if _, err := Listen(s.socket); !errors.Is(err, ErrServed) {
-		t.Errorf("%v, with %d that wait", err, len(waiting))
 	}
 }
 

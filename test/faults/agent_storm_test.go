@@ -43,8 +43,8 @@ func TestAHundredRequestsWithoutAnAgentDoNotStartFourHundredBackends(t *testing.
 		})
 	}
 	all.Wait()
-	// So many run at once however slow their start and their cloud are. One that is killed lives on for as long as the system needs to take it down, after its place has been given away: hence twice.
-	bound := 2 * 8 * max(2, 2*runtime.NumCPU())
+	// So many run at once however slow their start and their cloud are. Nobody here waits for half of its time, and goes on without a place.
+	bound := 8 * max(2, 2*runtime.NumCPU())
 	for name, file := range notes {
 		started, most := 0, 0
 		for line := range strings.Lines(string(must(os.ReadFile(file)))) {
