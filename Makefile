@@ -21,19 +21,25 @@ export MODULES PKGS FUZZTIME BENCH
 
 OUT      ?= bin
 COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
+BROKER   := $(filter ./cmd/credential-broker,$(COMMANDS))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
 # grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
-GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)'
+# Where the broker's process begins, on the platforms that have it (broker/agent/fast/begin_linux.go). The linker does not complain of a program that has no such function: it would not run.
+ENTRY     =
+broker: ENTRY = $(if $(filter linux/amd64 linux/arm64,$(shell go env GOOS)/$(shell go env GOARCH)), -E github.com/credential-broker/credential-broker/broker/agent/fast.entry)
 
-.PHONY: help build demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build broker demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## Build bin/credential-broker and bin/backends/credential-backend-* (OUT=bin)
-	$(if $(filter-out $(BACKENDS),$(COMMANDS)),@$(GO_BUILD) -o $(OUT)/ $(filter-out $(BACKENDS),$(COMMANDS)))
+build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/credential-backend-* (OUT=bin)
 	$(if $(BACKENDS),@$(GO_BUILD) -o $(OUT)/backends/ $(BACKENDS))
 	@echo "built in $(OUT)/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
+
+broker:
+	@$(GO_BUILD) -o $(OUT)/ $(BROKER)
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .

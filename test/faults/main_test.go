@@ -63,22 +63,15 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// build builds the programs, so that users other than root can run them too. -race among flags makes them instrumented ones.
-func build(dir string, flags ...string) error {
-	cgo := "CGO_ENABLED=0"
-	if slices.Contains(flags, "-race") {
-		cgo = "CGO_ENABLED=1"
+// build builds the programs, ours as releases are built, so that users other than root can run them too.
+func build(dir string) error {
+	release := exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir,
+		"COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec ./cmd/credential-backend-dockerconfig ./cmd/credential-backend-ecr")
+	if output, err := release.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", release, err, output)
 	}
-	for _, target := range [][2]string{
-		{"credential-broker", "../../cmd/credential-broker"},
-		{"backends/credential-backend-exec", "../../cmd/credential-backend-exec"},
-		{"backends/credential-backend-dockerconfig", "../../cmd/credential-backend-dockerconfig"},
-		{"backends/credential-backend-ecr", "../../cmd/credential-backend-ecr"},
-		{"backends/credential-backend-misbehave", "./misbehave"},
-	} {
-		if err := buildOne(filepath.Join(dir, target[0]), target[1], cgo, flags...); err != nil {
-			return err
-		}
+	if err := buildOne(misbehavePath(), "./misbehave", "CGO_ENABLED=0"); err != nil {
+		return err
 	}
 	return os.Chmod(dir, 0o755)
 }

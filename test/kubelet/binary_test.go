@@ -23,19 +23,16 @@ type built struct {
 	broker, stub string
 }
 
-// build compiles the programs once. They are those of the tree that the test stands in, not what may lie in bin/.
+// build compiles the programs once, as releases are built. They are those of the tree that the test stands in, not what may lie in bin/.
 var build = sync.OnceValues(func() (built, error) {
 	b := built{broker: filepath.Join(scratchDir, "built", "credential-broker"), stub: filepath.Join(scratchDir, "stub")}
-	for _, what := range []struct{ dir, target, pkg string }{
-		{"../..", b.broker, "./cmd/credential-broker"},
-		{"../..", filepath.Join(scratchDir, "built", "backends") + "/", "./cmd/credential-backend-exec"},
-		{".", b.stub, "./stub"},
+	for _, cmd := range []*exec.Cmd{
+		exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+filepath.Dir(b.broker), "COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec"),
+		exec.Command("go", "build", "-o", b.stub, "./stub"),
 	} {
-		cmd := exec.Command("go", "build", "-o", what.target, what.pkg)
-		cmd.Dir = what.dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return b, fmt.Errorf("go build %s: %w\n%s", what.pkg, err, out)
+			return b, fmt.Errorf("%s: %w\n%s", cmd, err, out)
 		}
 	}
 	return b, nil

@@ -32,6 +32,12 @@ func (a *fakeAgent) requests() []fast.Request {
 // newAgent starts one; reply is called for one request at a time.
 func newAgent(t testing.TB, reply func(fast.Request) fast.Reply) *fakeAgent {
 	t.Helper()
+	return newListener(t, func(r fast.Request) []byte { return fast.AppendReply(nil, reply(r)) })
+}
+
+// newListener starts one that answers with bytes.
+func newListener(t testing.TB, reply func(fast.Request) []byte) *fakeAgent {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "agent")
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +62,7 @@ func newAgent(t testing.TB, reply func(fast.Request) fast.Reply) *fakeAgent {
 				a.mu.Lock()
 				a.seen = append(a.seen, r)
 				a.mu.Unlock()
-				_, _ = conn.Write(fast.AppendReply(nil, reply(r)))
+				_, _ = conn.Write(reply(r))
 			}
 			conn.Close()
 		}
@@ -99,9 +105,21 @@ func environment(socket string) []string {
 	}
 }
 
-// command is the program as the kubelet starts it.
-func command(socket string, arguments ...string) *exec.Cmd {
-	cmd := exec.Command(program, arguments...)
-	cmd.Env = environment(socket)
-	return cmd
+// starter makes a command as the kubelet does.
+type starter func(socket string, arguments ...string) *exec.Cmd
+
+func start(program string) starter {
+	return func(socket string, arguments ...string) *exec.Cmd {
+		cmd := exec.Command(program, arguments...)
+		cmd.Env = environment(socket)
+		return cmd
+	}
+}
+
+// both runs a test with the program as it is released, whose early path comes before Go's runtime, and as go install makes it, where it comes after.
+func both(t *testing.T, test func(t *testing.T, command starter)) {
+	t.Helper()
+	for name, file := range map[string]string{"before the runtime": program, "after the runtime": plain} {
+		t.Run(name, func(t *testing.T) { test(t, start(file)) })
+	}
 }

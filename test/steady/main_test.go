@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// The programs under test, the first as `make build` makes it.
-var program, empty string
+// The programs under test: the broker as `make build` makes it, and as `go install` does; and one that does nothing.
+var program, plain, empty string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -26,9 +26,10 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	program, empty = filepath.Join(dir, "credential-broker"), filepath.Join(dir, "empty")
+	program, plain, empty = filepath.Join(dir, "credential-broker"), filepath.Join(dir, "plain"), filepath.Join(dir, "empty")
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir, "COMMANDS=./cmd/credential-broker", "VERSION=1.2.3", "COMMIT=abc"),
+		exec.Command("go", "build", "-C", "../..", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3", "-o", plain, "./cmd/credential-broker"),
 		exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3 -X main.commit=abc", "-o", empty, "./empty"),
 	} {
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")

@@ -12,7 +12,7 @@ import (
 	"github.com/credential-broker/credential-broker/broker/agent/fast"
 )
 
-// before are the packages that may be initialised before the agent has answered: the runtime's own, and packages of the standard library that import nothing and come before the early path in the
+// before are the packages that may be initialised before the agent has answered where the early path comes after the runtime: the runtime's own, and packages of the standard library that import nothing and come before the early path in the
 // alphabet, none of which takes long. Of other people's packages there is none.
 var before = []string{
 	"runtime", "internal/bytealg", "internal/cpu", "internal/runtime/", // what every Go program has
@@ -36,8 +36,8 @@ func heavy(pkg string) bool {
 
 func TestNothingHeavyIsInitialisedBeforeTheAgentIsAsked(t *testing.T) {
 	agent := newAgent(t, always(fast.Reply{Stdout: []byte("answer"), Stderr: []byte("said\n"), Status: 3}))
-	run := func(socket string) (ran, []string) {
-		cmd := command(socket, "--config", "/nonexistent/config.yaml")
+	run := func(program, socket string) (ran, []string) {
+		cmd := start(program)(socket, "--config", "/nonexistent/config.yaml")
 		cmd.Env = append(cmd.Env, "GODEBUG=inittrace=1")
 		cmd.Stdin = bytes.NewReader([]byte(aRequest))
 		got := finish(t, cmd)
@@ -45,25 +45,26 @@ func TestNothingHeavyIsInitialisedBeforeTheAgentIsAsked(t *testing.T) {
 		packages, got.stderr = initialised(got.stderr)
 		return got, packages
 	}
-
-	got, packages := run(agent.socket)
-	if got != (ran{"answer", "said\n", 3}) {
-		t.Errorf("%+v", got)
-	}
-	if !slices.Contains(packages, "runtime") {
-		t.Errorf("no trace of the runtime in %q: is it traced at all?", packages)
-	}
-	for _, pkg := range packages {
-		if heavy(pkg) {
-			t.Errorf("%s is initialised before the agent is asked", pkg)
+	for _, file := range []string{program, plain} {
+		got, packages := run(file, agent.socket)
+		if got != (ran{"answer", "said\n", 3}) {
+			t.Errorf("%s: %+v", file, got)
 		}
-	}
+		if traced := slices.Contains(packages, "runtime"); traced != (file == plain) {
+			t.Errorf("%s: the runtime is initialised, as far as is seen: %t", file, traced)
+		}
+		for _, pkg := range packages {
+			if heavy(pkg) {
+				t.Errorf("%s: %s is initialised before the agent is asked", file, pkg)
+			}
+		}
 
-	// The same program where nobody answers, to see that the trace would have said it.
-	_, packages = run("/nonexistent/agent.sock")
-	for _, pkg := range []string{"errors", "syscall", "time", "os", "net", "google.golang.org/grpc", "github.com/hashicorp/go-plugin"} {
-		if !heavy(pkg) || !slices.Contains(packages, pkg) {
-			t.Errorf("%s does not count as heavy, or is not initialised where no agent answers", pkg)
+		// The same program where nobody answers, to see that the trace would have said it.
+		_, packages = run(file, "/nonexistent/agent.sock")
+		for _, pkg := range []string{"errors", "syscall", "time", "os", "net", "google.golang.org/grpc", "github.com/hashicorp/go-plugin"} {
+			if !heavy(pkg) || !slices.Contains(packages, pkg) {
+				t.Errorf("%s: %s does not count as heavy, or is not initialised where no agent answers", file, pkg)
+			}
 		}
 	}
 }

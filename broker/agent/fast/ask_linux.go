@@ -51,7 +51,7 @@ func connect(socket string, within bounds, deadline int64) (c connection, reason
 	}
 	fd, err := newUnixSocket()
 	if err != success {
-		return connection{}, "making a socket: " + err.Error(), false
+		return connection{}, join("making a socket: ", err.Error()), false
 	}
 	c = connection{fd: fd, socket: socket, silence: within.silence, deadline: deadline}
 	if reason, absent = c.connect(); reason == "" {
@@ -67,7 +67,7 @@ func connect(socket string, within bounds, deadline int64) (c connection, reason
 // connect waits for an agent that has more connections waiting than it accepts. There is nothing to poll for that; the bound is the one for sending, which connecting heeds.
 func (c connection) connect() (reason string, absent bool) {
 	if err := limitSending(c.fd, c.silence); err != success {
-		return "preparing a socket: " + err.Error(), false
+		return join("preparing a socket: ", err.Error()), false
 	}
 	until := monotonic() + c.silence
 	for {
@@ -76,14 +76,14 @@ func (c connection) connect() (reason string, absent bool) {
 			return "", false
 		case eintr: // with each call the bound begins anew
 			if monotonic() >= until {
-				return "the agent on " + c.socket + " accepts no connection", false
+				return join("the agent on ", c.socket, " accepts no connection"), false
 			}
 		case eagain:
-			return "the agent on " + c.socket + " accepts no connection", false
+			return join("the agent on ", c.socket, " accepts no connection"), false
 		case econnrefused, enoent:
-			return "nobody listens on " + c.socket, true
+			return join("nobody listens on ", c.socket), true
 		default:
-			return "connecting to " + c.socket + ": " + err.Error(), false
+			return join("connecting to ", c.socket, ": ", err.Error()), false
 		}
 	}
 }
@@ -96,9 +96,9 @@ func distrust(socket string, euid uint32) (reason string, absent bool) {
 	}
 	switch {
 	case slash < 0 || socket[0] != '/' || slash == len(socket)-1:
-		return "the agent's socket " + socket + " is not the absolute path of a file", false
+		return join("the agent's socket ", socket, " is not the absolute path of a file"), false
 	case len(socket) >= len(unixAddress{}.path):
-		return "the agent's socket " + socket + " has a path longer than the " + decimal(len(unixAddress{}.path)-1) + " bytes that the system allows", false
+		return join("the agent's socket ", socket, " has a path longer than the ", decimal(len(unixAddress{}.path)-1), " bytes that the system allows"), false
 	}
 	dir := socket[:max(slash, 1)]
 	if reason, absent := distrustFile(dir, typeDirectory, "directory", 0o022, euid); reason != "" {
@@ -112,15 +112,15 @@ func distrustFile(path string, kind uint16, kindName string, forbidden uint16, e
 	status, err := statusOf(currentDirectory, path)
 	switch {
 	case err == enoent:
-		return path + " does not exist", true
+		return join(path, " does not exist"), true
 	case err != success:
-		return "looking at " + path + ": " + err.Error(), false
+		return join("looking at ", path, ": ", err.Error()), false
 	case status.mode&typeMask != kind:
-		return path + " is no " + kindName, false
+		return join(path, " is no ", kindName), false
 	case status.uid != 0 && status.uid != euid:
-		return "another user (uid " + decimal(int(status.uid)) + ") owns " + path, false
+		return join("another user (uid ", decimal(int(status.uid)), ") owns ", path), false
 	case status.mode&forbidden != 0:
-		return path + " is open to other users (mode " + octal(status.mode&0o7777) + "): take mode " + octal(forbidden) + " from it", false
+		return join(path, " is open to other users (mode ", octal(status.mode&0o7777), "): take mode ", octal(forbidden), " from it"), false
 	}
 	return "", false
 }
@@ -130,9 +130,9 @@ func (c connection) distrustPeer(euid uint32) (reason string) {
 	peer, err := peerOf(c.fd)
 	switch {
 	case err != success:
-		return "asking who listens on " + c.socket + ": " + err.Error()
+		return join("asking who listens on ", c.socket, ": ", err.Error())
 	case peer.uid != 0 && peer.uid != euid:
-		return "another user (uid " + decimal(int(peer.uid)) + ") listens on " + c.socket
+		return join("another user (uid ", decimal(int(peer.uid)), ") listens on ", c.socket)
 	}
 	return ""
 }
@@ -140,14 +140,14 @@ func (c connection) distrustPeer(euid uint32) (reason string) {
 // exchange sends a request and waits for its reply, which may lie within scratch.
 func (c connection) exchange(frame, scratch []byte) (Reply, string) {
 	if len(frame) > HeaderSize+MaxFrame {
-		return Reply{}, "the request is longer than the " + decimal(MaxFrame) + " bytes of a frame"
+		return Reply{}, join("the request is longer than the ", decimal(MaxFrame), " bytes of a frame")
 	}
 	if reason := c.send(frame); reason != "" {
 		return Reply{}, reason
 	}
 	reply, reason := c.receive(scratch)
 	if reason == "" && reply.Unserved != "" {
-		return Reply{}, "the agent on " + c.socket + " does not serve this request: " + reply.Unserved
+		return Reply{}, join("the agent on ", c.socket, " does not serve this request: ", reply.Unserved)
 	}
 	return reply, reason
 }
@@ -164,7 +164,7 @@ func (c connection) send(b []byte) (reason string) {
 				return reason
 			}
 		default:
-			return "sending to the agent on " + c.socket + ": " + err.Error()
+			return join("sending to the agent on ", c.socket, ": ", err.Error())
 		}
 	}
 	return ""
@@ -202,9 +202,9 @@ func (c connection) receive(buffer []byte) (Reply, string) {
 		switch {
 		case err == eintr || err == eagain:
 		case err != success:
-			return Reply{}, "reading from the agent on " + c.socket + ": " + err.Error()
+			return Reply{}, join("reading from the agent on ", c.socket, ": ", err.Error())
 		case n == 0:
-			return Reply{}, "the agent on " + c.socket + " hung up without an answer"
+			return Reply{}, join("the agent on ", c.socket, " hung up without an answer")
 		default:
 			got += n
 		}
@@ -212,7 +212,7 @@ func (c connection) receive(buffer []byte) (Reply, string) {
 }
 
 func (c connection) nonsense(problem string) string {
-	return "the agent on " + c.socket + " cannot be understood: " + problem
+	return join("the agent on ", c.socket, " cannot be understood: ", problem)
 }
 
 // wait waits until the agent has taken or sent something, as long as silence is put up with.
@@ -221,11 +221,11 @@ func (c connection) wait(event int16) (reason string) {
 	switch wait(c.fd, event, deadline) {
 	case waitOver:
 		if deadline == c.deadline {
-			return "the agent on " + c.socket + " has not answered in time"
+			return join("the agent on ", c.socket, " has not answered in time")
 		}
-		return "the agent on " + c.socket + " is silent"
+		return join("the agent on ", c.socket, " is silent")
 	case waitFailed:
-		return "waiting for the agent on " + c.socket + " failed"
+		return join("waiting for the agent on ", c.socket, " failed")
 	case waitReady:
 	}
 	return ""
@@ -264,9 +264,4 @@ func wait(fd int, event int16, deadline int64) waitEnd {
 			return waitReady
 		}
 	}
-}
-
-// octal writes a mode as people write it: four digits.
-func octal(mode uint16) string {
-	return string([]byte{'0' + byte(mode>>9&7), '0' + byte(mode>>6&7), '0' + byte(mode>>3&7), '0' + byte(mode&7)})
 }

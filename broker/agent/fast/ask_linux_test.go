@@ -431,14 +431,13 @@ func TestTheRequestIsReadToItsEnd(t *testing.T) {
 		keep  int
 		want  inputEnd
 	}{
-		"nothing":               {0, true, 0, inputEnded},
-		"a request":             {1000, true, 1000, inputEnded},
-		"the longest":           {maxInput, true, maxInput, inputEnded},
-		"a byte too long":       {maxInput + 1, true, maxInput + 1, inputTooLong},
-		"much too long":         {maxInput * 2, false, maxInput + 1, inputTooLong},
-		"one without an end":    {5000, false, 5000, inputOverdue},
-		"nothing but no end":    {0, false, 0, inputOverdue},
-		"as long as the buffer": {len(buffers.frame) - len(before), true, len(buffers.frame) - len(before), inputEnded},
+		"nothing":            {0, true, 0, inputEnded},
+		"a request":          {1000, true, 1000, inputEnded},
+		"the longest":        {maxInput, true, maxInput, inputEnded},
+		"a byte too long":    {maxInput + 1, true, maxInput + 1, inputTooLong},
+		"much too long":      {maxInput * 2, false, maxInput + 1, inputTooLong},
+		"one without an end": {5000, false, 5000, inputOverdue},
+		"nothing but no end": {0, false, 0, inputOverdue},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, w, err := os.Pipe()
@@ -462,7 +461,7 @@ func TestTheRequestIsReadToItsEnd(t *testing.T) {
 			if test.want == inputOverdue {
 				deadline = monotonic() + hurried.input
 			}
-			got, end := readInput(int(r.Fd()), append(make([]byte, 0, len(buffers.frame)), before...), deadline)
+			got, end := readInput(int(r.Fd()), append(make([]byte, 0, len(before)+maxInput+1), before...), deadline)
 			r.Close()
 			written.Wait()
 			w.Close()

@@ -52,11 +52,11 @@ func ParseHeader(b []byte) (h Header, problem string) {
 		return Header{}, "what came is no frame of an agent's"
 	}
 	if b[5] > Version {
-		return Header{}, "it speaks version " + decimal(int(b[4])) + " of the agent's language and wants at least version " + decimal(int(b[5])) + ", this is version " + decimal(Version)
+		return Header{}, join("it speaks version ", decimal(int(b[4])), " of the agent's language and wants at least version ", decimal(int(b[5])), ", this is version ", decimal(Version))
 	}
 	length := bigEndian(b[8:])
 	if length > MaxFrame {
-		return Header{}, "a frame of more than " + decimal(MaxFrame) + " bytes"
+		return Header{}, join("a frame of more than ", decimal(MaxFrame), " bytes")
 	}
 	return Header{Version: b[4], Minimum: b[5], Kind: b[6], Length: int(length)}, ""
 }
@@ -93,6 +93,12 @@ func AppendRequest(dst []byte, r Request) []byte {
 	dst = append(dst, r.Body...)
 	endRequest(dst, start, body)
 	return dst
+}
+
+// requestHead is the length of what appendRequestHead appends, in bytes, or a little more.
+func requestHead(r Request) int {
+	const fields = 5
+	return HeaderSize + fields*fieldHead + 1 + len(r.Config) + len(r.BackendDir) + len(r.Audience)
 }
 
 // appendRequestHead appends all of a request but its body, which is to follow; endRequest then fills in the two lengths.
@@ -143,7 +149,7 @@ func DecodeRequest(h Header, payload []byte) (r Request, problem string) {
 		}
 	}
 	if r.Operation < Resolve || r.Operation > Ping {
-		return Request{}, "a request for operation " + decimal(int(r.Operation)) + ", which is not known here"
+		return Request{}, join("a request for operation ", decimal(int(r.Operation)), ", which is not known here")
 	}
 	return r, ""
 }
@@ -160,7 +166,7 @@ type Reply struct {
 func AppendReply(dst []byte, r Reply) []byte {
 	const heads = 4*fieldHead + 1
 	if len(r.Stdout)+len(r.Stderr)+len(r.Unserved)+heads > MaxFrame {
-		r = Reply{Unserved: "the answer is longer than the " + decimal(MaxFrame) + " bytes of a frame"}
+		r = Reply{Unserved: join("the answer is longer than the ", decimal(MaxFrame), " bytes of a frame")}
 	}
 	start := len(dst)
 	dst = appendHeader(dst, KindReply)
@@ -181,7 +187,7 @@ func AppendReply(dst []byte, r Reply) []byte {
 // AppendWorking appends a frame that says that the agent works on the request.
 func AppendWorking(dst []byte) []byte { return appendHeader(dst, KindWorking) }
 
-// DecodeReply reads what followed the header h. Stdout and Stderr lie within payload.
+// DecodeReply reads what followed the header h. All of the reply lies within payload.
 func DecodeReply(h Header, payload []byte) (r Reply, problem string) {
 	if problem := misfit(h, KindReply, payload); problem != "" {
 		return Reply{}, problem
@@ -203,7 +209,7 @@ func DecodeReply(h Header, payload []byte) (r Reply, problem string) {
 		case fieldStderr:
 			r.Stderr = value
 		case fieldUnserved:
-			r.Unserved = string(value)
+			r.Unserved = view(value)
 		}
 	}
 	if !hasStatus {
@@ -216,7 +222,7 @@ func DecodeReply(h Header, payload []byte) (r Reply, problem string) {
 func misfit(h Header, kind uint8, payload []byte) (problem string) {
 	switch {
 	case h.Kind != kind:
-		return "a frame of kind " + decimal(int(h.Kind)) + " where one of kind " + decimal(int(kind)) + " was expected"
+		return join("a frame of kind ", decimal(int(h.Kind)), " where one of kind ", decimal(int(kind)), " was expected")
 	case h.Length != len(payload):
 		return "a frame that is cut off"
 	}
@@ -246,7 +252,7 @@ func cutField(b []byte) (tag uint8, value, rest []byte, ok bool) {
 	return tag, b[:length:length], b[length:], true
 }
 
-// These three are in the standard library, which is what this package must not wait for.
+// These two are in the standard library, which is what this package must not wait for.
 
 func bigEndian(b []byte) uint32 {
 	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
@@ -254,14 +260,4 @@ func bigEndian(b []byte) uint32 {
 
 func putBigEndian(b []byte, n int) {
 	b[0], b[1], b[2], b[3] = byte(n>>24), byte(n>>16), byte(n>>8), byte(n)
-}
-
-func decimal(n int) string {
-	if n < 0 {
-		return "-" + decimal(-n)
-	}
-	if n < 10 {
-		return string('0' + rune(n))
-	}
-	return decimal(n/10) + string('0'+rune(n%10))
 }

@@ -7,15 +7,27 @@ import "unsafe"
 // What the early path asks of the kernel. Package syscall has all of this, but whoever imports it is initialised after it, after what it imports, and after each package that comes before those in the
 // alphabet. The linker takes these two functions of it without its initialisation, which they do not need; syscall marks both as there for callers outside.
 
-// blockingCall is a system call that may take long.
-//
-//go:linkname blockingCall syscall.Syscall6
-func blockingCall(number, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, err errno)
-
 // systemCall is a system call that returns at once.
 //
 //go:linkname systemCall syscall.RawSyscall6
 func systemCall(number, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, err errno)
+
+// schedulerCall is a system call during which the runtime gives the processor to others.
+//
+//go:linkname schedulerCall syscall.Syscall6
+func schedulerCall(number, a1, a2, a3, a4, a5, a6 uintptr) (r1, r2 uintptr, err errno)
+
+// blockingCall is a system call that may take long. What it is given pointers to stays where it is that long.
+//
+//go:noinline
+func blockingCall(number, a1 uintptr, p unsafe.Pointer, a3, a4 uintptr, q unsafe.Pointer) (r uintptr, err errno) {
+	if running {
+		r, _, err = schedulerCall(number, a1, uintptr(p), a3, a4, uintptr(q), 0)
+	} else {
+		r, _, err = systemCall(number, a1, uintptr(p), a3, a4, uintptr(q), 0)
+	}
+	return r, err
+}
 
 // errno is an error number; 0 is none.
 type errno uintptr
@@ -79,7 +91,7 @@ func (e errno) Error() string {
 	case econnrefused:
 		return "connection refused"
 	}
-	return "error number " + decimal(int(e))
+	return join("error number ", decimal(int(e)))
 }
 
 // The kernel's structures, which are the same on all platforms of this file.
@@ -94,6 +106,11 @@ type (
 	credentials struct {
 		pid      int32
 		uid, gid uint32
+	}
+	// signalAction is the kernel's sigaction, and room for what some platforms have before its end.
+	signalAction struct {
+		handler, flags, mask uint64
+		_                    uint64
 	}
 	// unixAddress is sockaddr_un, unix(7).
 	unixAddress struct {
@@ -146,20 +163,20 @@ func openFile(path string) (fd int, err errno) {
 	if err := name.set(path); err != success {
 		return -1, err
 	}
-	n, _, err := blockingCall(sysOpenat, currentDirectory, uintptr(unsafe.Pointer(&name)), closeOnExec, 0, 0, 0)
+	n, err := blockingCall(sysOpenat, currentDirectory, unsafe.Pointer(&name), closeOnExec, 0, nil)
 	return int(n), err
 }
 
 func closeFile(fd int) { _, _, _ = systemCall(sysClose, uintptr(fd), 0, 0, 0, 0, 0) }
 
-// readFile and writeFile, sendSocket and the rest are read(2), write(2) and so on. An empty b is not asked for.
+// readFile and writeFile, sendSocket and the rest are read(2), write(2) and so on. Nothing empty is asked for.
 func readFile(fd int, b []byte) (n int, err errno) {
-	r, _, err := blockingCall(sysRead, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+	r, err := blockingCall(sysRead, uintptr(fd), unsafe.Pointer(unsafe.SliceData(b)), uintptr(len(b)), 0, nil)
 	return count(r, err), err
 }
 
-func writeFile(fd int, b []byte) (n int, err errno) {
-	r, _, err := blockingCall(sysWrite, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0, 0, 0)
+func writeFile(fd int, text string) (n int, err errno) {
+	r, err := blockingCall(sysWrite, uintptr(fd), unsafe.Pointer(unsafe.StringData(text)), uintptr(len(text)), 0, nil)
 	return count(r, err), err
 }
 
@@ -185,7 +202,7 @@ func statusOf(fd uintptr, path string) (status fileStatus, err errno) {
 	if err := name.set(path); err != success {
 		return fileStatus{}, err
 	}
-	_, _, err = blockingCall(sysStatx, fd, uintptr(unsafe.Pointer(&name)), noFollow|emptyPath, basic, uintptr(unsafe.Pointer(&status)), 0)
+	_, err = blockingCall(sysStatx, fd, unsafe.Pointer(&name), noFollow|emptyPath, basic, unsafe.Pointer(&status))
 	return status, err
 }
 
@@ -203,7 +220,7 @@ func newUnixSocket() (fd int, err errno) {
 func connectUnix(fd int, path string) errno {
 	address := unixAddress{family: familyUnix}
 	length := 2 + copy(address.path[:], path) + 1
-	_, _, err := blockingCall(sysConnect, uintptr(fd), uintptr(unsafe.Pointer(&address)), uintptr(length), 0, 0, 0)
+	_, err := blockingCall(sysConnect, uintptr(fd), unsafe.Pointer(&address), uintptr(length), 0, nil)
 	return err
 }
 
@@ -222,10 +239,17 @@ func peerOf(fd int) (peer credentials, err errno) {
 	return peer, err
 }
 
-// poll waits for what p wants for at most left nanoseconds, and says how many of it, 1 or 0, has come.
+// poll waits for what p wants for at most left nanoseconds, and says how many of it, 1 or 0, has come. It is a blockingCall with other pointers.
+//
+//go:noinline
 func poll(p *pollFD, left int64) (n int, err errno) {
 	limit := timespec{left / second, left % second}
-	r, _, err := blockingCall(sysPpoll, uintptr(unsafe.Pointer(p)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	var r uintptr
+	if running {
+		r, _, err = schedulerCall(sysPpoll, uintptr(unsafe.Pointer(p)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	} else {
+		r, _, err = systemCall(sysPpoll, uintptr(unsafe.Pointer(p)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	}
 	return int(r), err
 }
 
@@ -235,6 +259,14 @@ func monotonic() int64 {
 	var now timespec
 	_, _, _ = systemCall(sysClockGettime, clockMonotonic, uintptr(unsafe.Pointer(&now)), 0, 0, 0, 0)
 	return now.seconds*second + now.nanoseconds
+}
+
+// ignoreBrokenPipes has a pipe that nobody reads any more be an error of write(2), and no signal that ends the process. Go's runtime sees to that elsewhere; here there may be none, and the process ends
+// soon.
+func ignoreBrokenPipes() {
+	const brokenPipe, ignore = 13, 1 // SIGPIPE, SIG_IGN
+	action := signalAction{handler: ignore}
+	_, _, _ = systemCall(sysRtSigaction, brokenPipe, uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action.mask), 0, 0)
 }
 
 // exit ends the process, all its threads.

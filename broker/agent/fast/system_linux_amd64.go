@@ -5,6 +5,7 @@ const (
 	sysRead         = 0
 	sysWrite        = 1
 	sysClose        = 3
+	sysRtSigaction  = 13
 	sysSocket       = 41
 	sysConnect      = 42
 	sysSendto       = 44

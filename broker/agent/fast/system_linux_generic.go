@@ -11,6 +11,7 @@ const (
 	sysPpoll        = 73
 	sysExitGroup    = 94
 	sysClockGettime = 113
+	sysRtSigaction  = 134
 	sysPrctl        = 167
 	sysGeteuid      = 175
 	sysSocket       = 198

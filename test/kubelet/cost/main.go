@@ -69,18 +69,18 @@ type bench struct{ dir string }
 
 func prepare(dir string) (*bench, error) {
 	b := &bench{dir}
-	for _, program := range []struct{ out, module, pkg string }{
-		{"empty", ".", "./cost/empty"},
-		{"bare", ".", "./cost/bare"},
-		{"bin/native-1", ".", "./cost/native"},
-		{"backends/credential-backend-trivial", ".", "./cost/trivial"},
-		{"credential-broker", "../..", "./cmd/credential-broker"},
-		{"backends/credential-backend-exec", "../..", "./cmd/credential-backend-exec"},
+	builds := []*exec.Cmd{
+		exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir, "COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec"),
+	}
+	for out, pkg := range map[string]string{
+		"empty": "./cost/empty", "bare": "./cost/bare", "bin/native-1": "./cost/native", "backends/credential-backend-trivial": "./cost/trivial",
 	} {
-		build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", filepath.Join(dir, program.out), program.pkg)
-		build.Dir, build.Env, build.Stderr = program.module, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
+		builds = append(builds, exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-o", filepath.Join(dir, out), pkg))
+	}
+	for _, build := range builds {
+		build.Env, build.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 		if err := build.Run(); err != nil {
-			return nil, fmt.Errorf("build %s: %w", program.pkg, err)
+			return nil, fmt.Errorf("%s: %w", build, err)
 		}
 	}
 	var entries strings.Builder

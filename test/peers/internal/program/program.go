@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 )
 
 // Program is one that can be built.
@@ -19,11 +18,11 @@ type Program struct {
 
 // Ours.
 var (
-	Broker     = Program{"credential-broker", "../..", "./cmd/credential-broker"}
-	ECRBackend = Program{"backends/credential-backend-ecr", "../..", "./cmd/credential-backend-ecr"}
+	Broker     = Program{"credential-broker", ours, "./cmd/credential-broker"}
+	ECRBackend = Program{"backends/credential-backend-ecr", ours, "./cmd/credential-backend-ecr"}
 
-	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", "../..", "./cmd/credential-backend-dockerconfig"}
-	ExecBackend         = Program{"backends/credential-backend-exec", "../..", "./cmd/credential-backend-exec"}
+	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", ours, "./cmd/credential-backend-dockerconfig"}
+	ExecBackend         = Program{"backends/credential-backend-exec", ours, "./cmd/credential-backend-exec"}
 )
 
 // The peers.
@@ -36,17 +35,24 @@ var (
 // Own is a program of this module itself.
 func Own(file, pkg string) Program { return Program{file, ".", pkg} }
 
-// Build builds programs into dir as releases are built: without cgo, and without the paths of this machine. peers is the directory of test/peers.
+// ours is the module of the programs that `make build` makes.
+const ours = "../.."
+
+// Build builds programs into dir as releases are built: ours by `make build`, the rest likewise, without cgo and without the paths of this machine. peers is the directory of test/peers.
 func Build(peers, dir string, programs ...Program) error {
 	for _, p := range programs {
 		target, err := filepath.Abs(filepath.Join(dir, p.File))
 		if err != nil {
 			return err
 		}
-		if runtime.GOOS == "windows" {
-			target += ".exe"
-		}
 		build := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-o", target, p.pkg)
+		if p.module == ours {
+			out, err := filepath.Abs(dir)
+			if err != nil {
+				return err
+			}
+			build = exec.Command("make", "--silent", "build", "OUT="+out, "COMMANDS="+p.pkg)
+		}
 		build.Dir, build.Env = filepath.Join(peers, p.module), append(os.Environ(), "CGO_ENABLED=0")
 		if output, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", p.pkg, err, output)

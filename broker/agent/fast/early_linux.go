@@ -2,26 +2,26 @@
 
 package fast
 
-// This is the point of the package: it has to be before main, see the package's comment.
-func init() { //nolint:gochecknoinits // what is initialised after this does not happen where an agent answers
-	early(&attempt)
+// buffers are as large as what they are for may become, since they cannot grow: before Go's runtime there is no heap, and after it the first object of a size costs as many instructions as all of the
+// rest here. What is not used of them costs nothing.
+var buffers struct {
+	arguments   [128 << 10]byte
+	environment [1 << 20]byte
+	request     [maxHead + maxInput + 1]byte // as a frame
+	reply       [HeaderSize + MaxFrame]byte  // as a frame
 }
 
-// buffers are large enough for nearly all requests and answers. They are not of the heap, whose first object of a size costs as many instructions as all of the rest here.
-var buffers struct {
-	scratch [4 << 10]byte // for the command line, the environment, and then the reply
-	frame   [4 << 10]byte // for the request
-}
+// maxHead bounds what a request says besides its body, in bytes: a place of a configuration and one of backends, and an audience.
+const maxHead = 64 << 10
 
 // early tries to be done with the whole process. If it returns, main goes on from a.
 func early(a *Attempt) {
 	a.Began = monotonic()
-	scratch := buffers.scratch[:]
-	arguments, ok := ownArguments(scratch)
+	arguments, ok := ownArguments(buffers.arguments[:])
 	if !ok {
 		return
 	}
-	socket, config := ownEnvironment(scratch)
+	socket, config := ownEnvironment(buffers.environment[:])
 	if arguments.HasAgent {
 		socket = arguments.Agent
 	}
@@ -32,7 +32,7 @@ func early(a *Attempt) {
 	if request.Config == "" {
 		request.Config = config
 	}
-	if relative(request.Config) || relative(request.BackendDir) || relative(socket) || !isInput(0) {
+	if relative(request.Config) || relative(request.BackendDir) || relative(socket) || requestHead(request) > maxHead || !isInput(0) {
 		return
 	}
 
@@ -45,7 +45,7 @@ func early(a *Attempt) {
 		a.Reason, a.Absent = reason, absent
 		return
 	}
-	frame := appendRequestHead(buffers.frame[:0], request)
+	frame := appendRequestHead(buffers.request[:0], request)
 	body := len(frame)
 	frame, end := readInput(0, frame, a.Began+usual.input)
 	a.Stdin, a.StdinEnded, a.StdinOverdue = frame[body:], end == inputEnded, end == inputOverdue
@@ -55,7 +55,7 @@ func early(a *Attempt) {
 		return
 	}
 	endRequest(frame, 0, body)
-	reply, reason := agent.exchange(frame, scratch)
+	reply, reason := agent.exchange(frame, buffers.reply[:])
 	if reason != "" {
 		closeFile(agent.fd)
 		a.Reason = reason
@@ -64,13 +64,9 @@ func early(a *Attempt) {
 	exit(deliver(reply))
 }
 
-// ownArguments reads this process's arguments, which such an early package is not given.
-func ownArguments(scratch []byte) (Arguments, bool) {
-	cmdline := ownFile("/proc/self/cmdline", scratch)
-	if cmdline == nil {
-		return Arguments{}, false
-	}
-	return ParseArguments(string(cmdline))
+// ownArguments reads this process's arguments, which nobody has handed over yet, into buffer.
+func ownArguments(buffer []byte) (Arguments, bool) {
+	return ParseArguments(view(ownFile("/proc/self/cmdline", buffer)))
 }
 
 const (
@@ -79,12 +75,12 @@ const (
 )
 
 // ownEnvironment gives what this process's environment says of agent and configuration. An environment that is empty or too long says nothing; main then asks the agent that it finds.
-func ownEnvironment(scratch []byte) (agent, config string) {
-	environ := ownFile("/proc/self/environ", scratch)
+func ownEnvironment(buffer []byte) (agent, config string) {
+	environ := ownFile("/proc/self/environ", buffer)
 	return findVariable(environ, agentVariable), findVariable(environ, configVariable)
 }
 
-// findVariable gives a variable's value, the first where there are several.
+// findVariable gives a variable's value, the first where there are several. It lies within environ.
 func findVariable(environ []byte, name string) string {
 	for start, i := 0, 0; i < len(environ); i++ {
 		if environ[i] != 0 {
@@ -93,39 +89,34 @@ func findVariable(environ []byte, name string) string {
 		entry := environ[start:i]
 		start = i + 1
 		if len(entry) > len(name) && entry[len(name)] == '=' && string(entry[:len(name)]) == name {
-			return string(entry[len(name)+1:])
+			return view(entry[len(name)+1:])
 		}
 	}
 	return ""
 }
 
-// ownFile reads a file of /proc; nil where it cannot be read or is empty. It may lie within scratch.
-func ownFile(path string, scratch []byte) []byte {
+// ownFile reads a file of /proc into buffer; nil where it cannot be read, is empty, or too long.
+func ownFile(path string, buffer []byte) []byte {
 	fd, err := openFile(path)
 	if err != success {
 		return nil
 	}
-	defer closeFile(fd)
 	n := 0
-	for n < maxOwnFile {
-		if n == len(scratch) {
-			scratch = append(make([]byte, 0, 8*n), scratch...)[:8*n]
-		}
-		got, err := readFile(fd, scratch[n:])
+	for n < len(buffer) {
+		got, err := readFile(fd, buffer[n:])
 		switch {
 		case err == eintr:
 		case err != success:
-			return nil
+			n = len(buffer) // as if it were too long
 		case got == 0:
-			return scratch[:n]
+			closeFile(fd)
+			return buffer[:n]
 		}
 		n += got
 	}
+	closeFile(fd)
 	return nil
 }
-
-// maxOwnFile bounds a command line and an environment, in bytes: a kernel allows six MiB for both together.
-const maxOwnFile = 8 << 20
 
 func relative(path string) bool { return path != "" && path[0] != '/' }
 
@@ -155,13 +146,10 @@ const (
 // maxInput bounds a request, in bytes. It is broker/kubelet's MaxRequestSize; a byte more is read, so that the excess is seen.
 const maxInput = 1 << 20
 
-// readInput appends what comes from fd until its end, waiting for that no longer than until the deadline.
+// readInput appends what comes from fd until its end, waiting for that no longer than until the deadline. There has to be room for the longest request and a byte.
 func readInput(fd int, to []byte, deadline int64) ([]byte, inputEnd) {
 	limit := len(to) + maxInput + 1
 	for {
-		if len(to) == cap(to) {
-			to = append(make([]byte, 0, min(4*cap(to), limit)), to...)
-		}
 		switch wait(fd, pollIn, deadline) {
 		case waitOver:
 			return to, inputOverdue
@@ -169,7 +157,7 @@ func readInput(fd int, to []byte, deadline int64) ([]byte, inputEnd) {
 			return to, inputUnusable
 		case waitReady:
 		}
-		n, err := readFile(fd, to[len(to):min(cap(to), limit)])
+		n, err := readFile(fd, to[len(to):limit])
 		switch {
 		case err == eintr || err == eagain:
 		case err != success:
@@ -186,22 +174,23 @@ func readInput(fd int, to []byte, deadline int64) ([]byte, inputEnd) {
 
 // deliver hands the reply to whoever started this process, and gives the exit status.
 func deliver(r Reply) (status int) {
-	status = int(r.Status)
-	if !write(1, r.Stdout) {
-		status = 1
-		r.Stderr = append(r.Stderr, "credential-broker: writing the response to standard output failed: is whoever asked still there?\n"...)
+	ignoreBrokenPipes()
+	answered := write(1, view(r.Stdout))
+	_ = write(2, view(r.Stderr)) // nobody is left to tell
+	if !answered {
+		_ = write(2, "credential-broker: writing the response to standard output failed: is whoever asked still there?\n")
+		return 1
 	}
-	_ = write(2, r.Stderr) // nobody is left to tell
-	return status
+	return int(r.Status)
 }
 
-// write writes all of b to fd. A pipe that nobody reads any more is an error here and no signal that ends the process: Go's runtime sees to that.
-func write(fd int, b []byte) bool {
-	for len(b) > 0 {
-		n, err := writeFile(fd, b)
+// write writes all of the text to fd.
+func write(fd int, text string) bool {
+	for text != "" {
+		n, err := writeFile(fd, text)
 		switch err {
 		case success:
-			b = b[n:]
+			text = text[n:]
 		case eintr:
 		case eagain: // whoever started us has left it non-blocking
 			if wait(fd, pollOut, forever) != waitReady {
