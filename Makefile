@@ -23,11 +23,12 @@ OUT      ?= bin
 COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BROKER   := $(filter ./cmd/credential-broker,$(COMMANDS))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
+OTHERS   := $(filter-out $(BROKER) $(BACKENDS),$(COMMANDS))
 # grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
-GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)'
-# Where the broker's process begins, on the platforms that have it (broker/agent/fast/begin_linux.go). The linker does not complain of a program that has no such function: it would not run.
+GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)"
+# Where the broker's process begins, on the platforms that have it (broker/agent/fast/begin_linux.go).
 ENTRY     =
-broker: ENTRY = $(if $(filter linux/amd64 linux/arm64,$(shell go env GOOS)/$(shell go env GOARCH)), -E github.com/credential-broker/credential-broker/broker/agent/fast.entry)
+broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
 .PHONY: help build broker demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 
@@ -36,6 +37,7 @@ help: ## Print this list
 
 build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/credential-backend-* (OUT=bin)
 	$(if $(BACKENDS),@$(GO_BUILD) -o $(OUT)/backends/ $(BACKENDS))
+	$(if $(OTHERS),@$(GO_BUILD) -o $(OUT)/ $(OTHERS))
 	@echo "built in $(OUT)/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
 
 broker:
@@ -50,7 +52,7 @@ dashboard: build ## Draw docs/dashboard.svg: the Grafana dashboard, of a real ag
 test: build ## Run every test, of this module, those below test/ and the examples (MODULES=, PKGS=)
 	@tools/test.sh
 
-race: build ## Run the tests under the race detector, save those that need the kubelet's code (MODULES=, PKGS=)
+race: build ## Run the tests under the race detector, save those of programs that it does not see into (MODULES=, PKGS=)
 	@tools/test.sh -race
 
 soak: ## Run an agent that the race detector watches under a mixed load for SOAK (10m)

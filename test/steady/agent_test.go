@@ -20,6 +20,7 @@ type fakeAgent struct {
 
 	mu   sync.Mutex
 	seen []fast.Request
+	rest []byte // what came after a request: nothing, in truth
 }
 
 // requests are those that came so far.
@@ -63,6 +64,11 @@ func newListener(t testing.TB, reply func(fast.Request) []byte) *fakeAgent {
 				a.seen = append(a.seen, r)
 				a.mu.Unlock()
 				_, _ = conn.Write(reply(r))
+				_ = conn.(*net.UnixConn).CloseWrite()
+				rest, _ := io.ReadAll(conn)
+				a.mu.Lock()
+				a.rest = append(a.rest, rest...)
+				a.mu.Unlock()
 			}
 			conn.Close()
 		}
@@ -70,6 +76,9 @@ func newListener(t testing.TB, reply func(fast.Request) []byte) *fakeAgent {
 	t.Cleanup(func() {
 		listener.Close()
 		ended.Wait()
+		if len(a.rest) > 0 {
+			t.Errorf("the agent was told more than the request: %q", a.rest)
+		}
 	})
 	return a
 }

@@ -28,11 +28,11 @@ func run(m *testing.M) int {
 	}
 	program, plain, empty = filepath.Join(dir, "credential-broker"), filepath.Join(dir, "plain"), filepath.Join(dir, "empty")
 	for _, cmd := range []*exec.Cmd{
-		exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir, "COMMANDS=./cmd/credential-broker", "VERSION=1.2.3", "COMMIT=abc"),
+		release(dir),
 		exec.Command("go", "build", "-C", "../..", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3", "-o", plain, "./cmd/credential-broker"),
 		exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-X main.version=1.2.3 -X main.commit=abc", "-o", empty, "./empty"),
 	} {
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
+		cmd.Env = buildEnvironment()
 		if output, err := cmd.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n%s", cmd, err, output)
 			return 1
@@ -40,3 +40,12 @@ func run(m *testing.M) int {
 	}
 	return m.Run()
 }
+
+// release builds the broker into dir as releases are built.
+func release(dir string) *exec.Cmd {
+	cmd := exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir, "COMMANDS=./cmd/credential-broker", "VERSION=1.2.3", "COMMIT=abc")
+	cmd.Env = buildEnvironment()
+	return cmd
+}
+
+func buildEnvironment() []string { return append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=") }

@@ -245,6 +245,24 @@ func TestTheAnswerIsGivenThoughNobodyReadsTheMessages(t *testing.T) {
 	})
 }
 
+// What is opened first takes the number of a standard stream that is closed: no answer may go there.
+func TestClosedStandardStreams(t *testing.T) {
+	both(t, func(t *testing.T, command starter) {
+		for _, closed := range []string{"0<&-", "1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"} {
+			t.Run(closed, func(t *testing.T) {
+				agent := newAgent(t, always(fast.Reply{Stdout: []byte("answer"), Stderr: []byte("note\n")})) // which looks at what else it is told
+				cmd := command(agent.socket)
+				cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", "exec " + closed + "; exec " + cmd.Path}
+				cmd.Stdin = strings.NewReader(aRequest)
+				got := finish(t, cmd)
+				if strings.Contains(closed, "1") && got.stdout != "" || strings.Contains(closed, "2") && got.stderr != "" {
+					t.Errorf("%+v", got)
+				}
+			})
+		}
+	})
+}
+
 // The agent is not asked, and main decides, by what it says itself.
 func TestTheAgentIsLeftAlone(t *testing.T) {
 	both(t, func(t *testing.T, command starter) {
@@ -307,10 +325,14 @@ func TestTheFlagForTheAgentWins(t *testing.T) {
 	})
 }
 
-// Whatever the agent says or does not say, main does the work then. Here that is to say what is missing.
+// Whatever the agent says or does not say, main does the work then, and says why. Here the work is to say what is missing.
 func TestMainDoesTheWorkWhereTheAgentDoesNot(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, []byte(`{apiVersion: credential-broker.io/v1alpha1, kind: BrokerConfig, backendDir: /nonexistent, providers: [
+		{name: absent, backend: absent, matchImages: [registry.example], defaultCacheDuration: 0s}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	both(t, func(t *testing.T, command starter) {
-		unserved := newAgent(t, always(fast.Reply{Stdout: []byte("answer"), Unserved: "other configuration"}))
 		open := newAgent(t, always(fast.Reply{Stdout: []byte("answer")}))
 		if err := os.Chmod(open.socket, 0o666); err != nil {
 			t.Fatal(err)
@@ -318,24 +340,32 @@ func TestMainDoesTheWorkWhereTheAgentDoesNot(t *testing.T) {
 		says := func(reply string) string {
 			return newListener(t, func(fast.Request) []byte { return []byte(reply) }).socket
 		}
-		for name, socket := range map[string]string{
-			"absent": "/nonexistent/agent.sock", "unserved": unserved.socket, "open to others": open.socket,
-			"of many words":          newAgent(t, always(fast.Reply{Unserved: strings.Repeat("word ", 100_000)})).socket,
-			"of a place too long":    "/" + strings.Repeat("long/", 4000) + "agent.sock",
-			"without an answer":      says(""),
-			"with half a header":     says("crbk\x01\x01"),
-			"of nonsense":            says("HTTP/1.1 400 Bad Request\r\n\r\n"),
-			"of another age":         says("crbk\x09\x09\x02\x00\x00\x00\x00\x00"),
-			"with too large a frame": says("crbk\x01\x01\x02\x00\xff\xff\xff\xff"),
-			"with another frame":     says("crbk\x01\x01\x01\x00\x00\x00\x00\x00"),
-			"with a field cut off":   says("crbk\x01\x01\x02\x00\x00\x00\x00\x05\x02\x00\x00\x00\x07"),
-			"that works and dies":    says(strings.Repeat("crbk\x01\x01\x03\x00\x00\x00\x00\x00", 1000)),
+		unserved := func(text string) string {
+			return newAgent(t, always(fast.Reply{Stdout: []byte("answer"), Unserved: text})).socket
+		}
+		for name, test := range map[string]struct{ socket, reason string }{
+			"absent":                 {"/nonexistent/agent.sock", "/nonexistent does not exist"},
+			"open to others":         {open.socket, "SOCKET is open to other users (mode 0666): take mode 0077 from it"},
+			"no file":                {"/", "the agent's socket is not the absolute path of a file: SOCKET"},
+			"of a place too long":    {"/" + strings.Repeat("long/", 4000) + "agent.sock", "the path of the agent's socket is longer than the 107 bytes that the system allows: /long/long/"},
+			"unserved":               {unserved("other configuration"), "the agent on SOCKET does not serve this request: other configuration"},
+			"of many words":          {unserved(strings.Repeat("word ", 100_000)), "the agent on SOCKET does not serve this request: word word "},
+			"without an answer":      {says(""), "the agent on SOCKET hung up without an answer"},
+			"with half a header":     {says("crbk\x01\x01"), "the agent on SOCKET hung up without an answer"},
+			"of nonsense":            {says("HTTP/1.1 400 Bad Request\r\n\r\n"), "the agent on SOCKET cannot be understood: what came is no frame of an agent's"},
+			"of another age":         {says("crbk\x0c\x0b\x02\x00\x00\x00\x00\x00"), "the agent on SOCKET cannot be understood: it speaks version 12 of the agent's language and wants at least version 11, this is version 1"},
+			"with too large a frame": {says("crbk\x01\x01\x02\x00\xff\xff\xff\xff"), "the agent on SOCKET cannot be understood: a frame of more than 4194304 bytes"},
+			"with another frame":     {says("crbk\x01\x01\x01\x00\x00\x00\x00\x00"), "the agent on SOCKET cannot be understood: a frame of kind 1 where one of kind 2 was expected"},
+			"with a field cut off":   {says("crbk\x01\x01\x02\x00\x00\x00\x00\x05\x02\x00\x00\x00\x07"), "the agent on SOCKET cannot be understood: a reply with a field that is cut off"},
+			"that works and dies":    {says(strings.Repeat("crbk\x01\x01\x03\x00\x00\x00\x00\x00", 1000)), "the agent on SOCKET hung up without an answer"},
 		} {
 			t.Run(name, func(t *testing.T) {
-				cmd := command(socket, "--config", "/nonexistent/config.yaml")
+				cmd := command(test.socket, "--config", config)
 				cmd.Stdin = strings.NewReader(aRequest)
-				if got := finish(t, cmd); got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, "/nonexistent/config.yaml: ") { // and not that the request is empty
-					t.Errorf("%+v", got)
+				got := finish(t, cmd)
+				reason := strings.ReplaceAll(test.reason, "SOCKET", test.socket)
+				if got.status != 1 || got.stdout != "" || !strings.Contains(got.stderr, reason) || !strings.Contains(got.stderr, `backend "absent"`) { // and not that the request is empty
+					t.Errorf("%d %q\n%s\nwant %s", got.status, got.stdout, got.stderr, reason)
 				}
 			})
 		}

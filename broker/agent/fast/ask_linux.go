@@ -96,9 +96,9 @@ func distrust(socket string, euid uint32) (reason string, absent bool) {
 	}
 	switch {
 	case slash < 0 || socket[0] != '/' || slash == len(socket)-1:
-		return join("the agent's socket ", socket, " is not the absolute path of a file"), false
+		return join("the agent's socket is not the absolute path of a file: ", socket), false
 	case len(socket) >= len(unixAddress{}.path):
-		return join("the agent's socket ", socket, " has a path longer than the ", decimal(len(unixAddress{}.path)-1), " bytes that the system allows"), false
+		return join("the path of the agent's socket is longer than the ", decimal(len(unixAddress{}.path)-1), " bytes that the system allows: ", socket), false
 	}
 	dir := socket[:max(slash, 1)]
 	if reason, absent := distrustFile(dir, typeDirectory, "directory", 0o022, euid); reason != "" {
@@ -137,15 +137,15 @@ func (c connection) distrustPeer(euid uint32) (reason string) {
 	return ""
 }
 
-// exchange sends a request and waits for its reply, which may lie within scratch.
-func (c connection) exchange(frame, scratch []byte) (Reply, string) {
+// exchange sends a request and waits for its reply, which may lie within buffer.
+func (c connection) exchange(frame, buffer []byte) (Reply, string) {
 	if len(frame) > HeaderSize+MaxFrame {
 		return Reply{}, join("the request is longer than the ", decimal(MaxFrame), " bytes of a frame")
 	}
 	if reason := c.send(frame); reason != "" {
 		return Reply{}, reason
 	}
-	reply, reason := c.receive(scratch)
+	reply, reason := c.receive(buffer)
 	if reason == "" && reply.Unserved != "" {
 		return Reply{}, join("the agent on ", c.socket, " does not serve this request: ", reply.Unserved)
 	}

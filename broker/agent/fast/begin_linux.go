@@ -18,15 +18,20 @@ var running bool
 // beforeRuntime is what entry calls. From a variable it has the address of what Go's functions call, not of what assembler's call, which would look for a goroutine first.
 var beforeRuntime = begin //nolint:unused // by Go; entry uses it
 
-func begin() { early(&attempt) }
+func begin() {
+	begun = true
+	early(&attempt)
+}
+
+// begun says that entry has called early.
+var begun bool
 
 // noGoroutine is in the place of the goroutine while there is none. Each function compares the stack's end with it: there is none, at address 0.
 var noGoroutine [512]byte //nolint:unused // by Go; entry uses it
 
-// This is the point of the package: it has to be before main.
 func init() { //nolint:gochecknoinits // what is initialised after this does not happen where an agent answers
 	running = true
-	if attempt.Began == 0 {
+	if !begun {
 		begin()
 	}
 }

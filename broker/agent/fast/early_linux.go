@@ -4,7 +4,9 @@ package fast
 
 // buffers are as large as what they are for may become, since they cannot grow: before Go's runtime there is no heap, and after it the first object of a size costs as many instructions as all of the
 // rest here. What is not used of them costs nothing.
-var buffers struct {
+var buffers rooms
+
+type rooms struct {
 	arguments   [128 << 10]byte
 	environment [1 << 20]byte
 	request     [maxHead + maxInput + 1]byte // as a frame
@@ -17,6 +19,7 @@ const maxHead = 64 << 10
 // early tries to be done with the whole process. If it returns, main goes on from a.
 func early(a *Attempt) {
 	a.Began = monotonic()
+	smallPages(&buffers)
 	arguments, ok := ownArguments(buffers.arguments[:])
 	if !ok {
 		return
@@ -43,6 +46,12 @@ func early(a *Attempt) {
 	agent, reason, absent := connect(socket, usual, deadline)
 	if reason != "" {
 		a.Reason, a.Absent = reason, absent
+		return
+	}
+	if agent.fd <= 2 {
+		// Standard output or error is closed, and what is written there would go to the agent. Go's runtime opens something in their place; main asks then.
+		closeFile(agent.fd)
+		a.Tried = false
 		return
 	}
 	frame := appendRequestHead(buffers.request[:0], request)

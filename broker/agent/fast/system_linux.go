@@ -4,8 +4,8 @@ package fast
 
 import "unsafe"
 
-// What the early path asks of the kernel. Package syscall has all of this, but whoever imports it is initialised after it, after what it imports, and after each package that comes before those in the
-// alphabet. The linker takes these two functions of it without its initialisation, which they do not need; syscall marks both as there for callers outside.
+// What the early path asks of the kernel. Package syscall has all of this, and wants Go's runtime, and the initialisation of what it imports, for much of it. The linker takes these two functions of it as
+// they are; syscall marks both as there for callers outside. The first needs nothing else.
 
 // systemCall is a system call that returns at once.
 //
@@ -107,10 +107,10 @@ type (
 		pid      int32
 		uid, gid uint32
 	}
-	// signalAction is the kernel's sigaction, and room for what some platforms have before its end.
+	// signalAction is the beginning of the kernel's sigaction, and room for the rest.
 	signalAction struct {
-		handler, flags, mask uint64
-		_                    uint64
+		handler uint64
+		_       [3]uint64
 	}
 	// unixAddress is sockaddr_un, unix(7).
 	unixAddress struct {
@@ -264,9 +264,17 @@ func monotonic() int64 {
 // ignoreBrokenPipes has a pipe that nobody reads any more be an error of write(2), and no signal that ends the process. Go's runtime sees to that elsewhere; here there may be none, and the process ends
 // soon.
 func ignoreBrokenPipes() {
-	const brokenPipe, ignore = 13, 1 // SIGPIPE, SIG_IGN
+	const brokenPipe, ignore, setSize = 13, 1, 8 // SIGPIPE, SIG_IGN, sizeof(sigset_t)
 	action := signalAction{handler: ignore}
-	_, _, _ = systemCall(sysRtSigaction, brokenPipe, uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action.mask), 0, 0)
+	_, _, _ = systemCall(sysRtSigaction, brokenPipe, uintptr(unsafe.Pointer(&action)), 0, setSize, 0, 0)
+}
+
+// smallPages has memory be provided by the page, as it is used, also where the kernel would rather provide two megabytes at once, and clear them: much more than is used of it.
+func smallPages(memory *rooms) {
+	const noHugePage, largestPage = 15, 64 << 10 // MADV_NOHUGEPAGE
+	begin := (uintptr(unsafe.Pointer(memory)) + largestPage - 1) &^ (largestPage - 1)
+	end := (uintptr(unsafe.Pointer(memory)) + unsafe.Sizeof(*memory)) &^ (largestPage - 1)
+	_, _, _ = systemCall(sysMadvise, begin, end-begin, noHugePage, 0, 0, 0)
 }
 
 // exit ends the process, all its threads.

@@ -6,6 +6,7 @@ const (
 	sysWrite        = 1
 	sysClose        = 3
 	sysRtSigaction  = 13
+	sysMadvise      = 28
 	sysSocket       = 41
 	sysConnect      = 42
 	sysSendto       = 44

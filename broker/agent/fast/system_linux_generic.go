@@ -19,6 +19,7 @@ const (
 	sysSendto       = 206
 	sysSetsockopt   = 208
 	sysGetsockopt   = 209
+	sysMadvise      = 233
 	sysPrlimit64    = 261
 	sysStatx        = 291
 )

@@ -33,7 +33,7 @@ func join(parts ...string) string {
 
 // view is b as a string. Nobody may write to b any more.
 func view(b []byte) string {
-	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // G103: before the runtime there is no heap for a copy
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // G103: there may be no heap for a copy
 }
 
 func decimal(n int) string {
