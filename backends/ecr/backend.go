@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/kept"
 )
 
 // Backend is the backend.
 type Backend struct {
 	cfg      Config
 	sessions *sessions
-	tokens   tokens
+	tokens   kept.Tokens[tokenKey, token]
 }
 
 // New checks the settings. It reads nothing but environment variables, and opens no connection.
@@ -31,6 +32,7 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 		}
 	}
 	b := &Backend{cfg: cfg}
+	b.tokens.Expires = func(t token) time.Time { return t.expires }
 	var err error
 	b.sessions, err = newSessions(&b.cfg)
 	return b, err
@@ -88,7 +90,7 @@ func (b *Backend) token(ctx context.Context, req backends.Request, reg registry)
 	if err != nil {
 		return token{}, err
 	}
-	return b.tokens.get(ctx, tokenKey{who: who.key(), endpoint: reg.endpointKey()}, who.until, func(ctx context.Context) (token, error) {
+	return b.tokens.Get(ctx, tokenKey{who: who.key(), endpoint: reg.endpointKey()}, who.until, func(ctx context.Context) (token, error) {
 		end := backends.Span(ctx, "AWS configuration")
 		s, err := b.sessions.open(ctx, reg)
 		end()

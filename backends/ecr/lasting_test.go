@@ -48,7 +48,7 @@ func TestNothingOutlivesAPodsToken(t *testing.T) {
 	aws.AddOIDCProvider(account, cluster, "sts.amazonaws.com")
 	now := time.Now()
 	b := backendFor(t, aws, Config{PodRoleARN: podRole})
-	b.tokens.now = func() time.Time { return now }
+	b.tokens.Now = func() time.Time { return now }
 	req := backends.Request{Image: image, Token: backends.Secret(token)}
 	pull(t, aws, b, req)
 	now = now.Add(59 * time.Minute)

@@ -1,0 +1,271 @@
+package gar
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// exchange is a question to Google, or to a metadata server, and what came of it.
+type exchange struct {
+	host   string // and port, if it is named
+	link   bool   // it is on the machine's own link
+	status int    // of HTTP; 0 if there was no answer
+	code   string // of the error, where it is one that has the form of a code
+	date   string // by the clock of whoever answered
+	// absent: nobody took the connection. notGoogle: somebody answers in the place of Google's metadata server.
+	absent, notGoogle bool
+	err               error // why there was no answer
+}
+
+// calls is the way to Google for one token. It remembers the last exchange: Google's libraries quote in their errors what was answered, which may have a token in it, so that messages are made of this.
+type calls struct {
+	*google
+	metadata bool // answers have to be those of Google's metadata server
+	last     exchange
+}
+
+func (g *google) calls() *calls { return &calls{google: g} }
+
+// client follows no redirect: Google's APIs have none, and what is sent, a token in it, would be sent once more to wherever one points.
+func (c *calls) client() *http.Client {
+	return &http.Client{Transport: c, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// maxAnswer bounds an answer, in bytes.
+const maxAnswer = 1 << 20
+
+// RoundTrip implements http.RoundTripper.
+func (c *calls) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.last = exchange{host: r.URL.Host, link: isMetadata(r.URL.Hostname())}
+	resp, err := c.transport.RoundTrip(r)
+	if err != nil {
+		c.last.err = unanswered(r.Context(), err)
+		_, c.last.absent = errors.AsType[*absentError](c.last.err)
+		return nil, c.last.err // and not the transport's own: libraries try those again that say they are temporary
+	}
+	c.last.status, c.last.date = resp.StatusCode, resp.Header.Get("Date")
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	_ = resp.Body.Close()
+	switch {
+	case err != nil:
+		c.last.err = unanswered(r.Context(), err)
+	case len(body) > maxAnswer:
+		c.last.err = errors.New("the answer is too long")
+	case c.metadata && resp.Header.Get("Metadata-Flavor") != "Google":
+		c.last.notGoogle = true
+		c.last.err = fmt.Errorf("what answers is not Google's metadata server (HTTP status %d)", resp.StatusCode)
+	}
+	if c.last.err != nil {
+		return nil, c.last.err
+	}
+	if resp.StatusCode != http.StatusOK {
+		c.last.code = codeOf(body)
+	}
+	resp.Body = io.NopCloser(bytes.NewReader(body))
+	return resp, nil
+}
+
+// codeOf is the error code in an answer, in the form of RFC 6749 or in that of Google's APIs (https://google.aip.dev/193); empty if there is none, or if it could be something else.
+func codeOf(body []byte) string {
+	var answer struct {
+		Error json.RawMessage `json:"error"`
+	}
+	var code string
+	var status struct {
+		Status  string `json:"status"`
+		Details []struct {
+			Reason string `json:"reason"`
+		} `json:"details"`
+	}
+	if json.Unmarshal(body, &answer) != nil || json.Unmarshal(answer.Error, &code) != nil && json.Unmarshal(answer.Error, &status) != nil {
+		return ""
+	}
+	if code == "" {
+		code = status.Status
+		for _, detail := range status.Details {
+			if detail.Reason != "" {
+				code += " " + detail.Reason
+				break
+			}
+		}
+	}
+	if len(code) > 100 || strings.ContainsFunc(code, func(r rune) bool { return r != '_' && r != ' ' && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') }) {
+		return ""
+	}
+	return code
+}
+
+// callError is a call that failed. Its text has nothing of what was answered but status and code.
+type callError struct {
+	status int
+	text   string
+}
+
+func (e *callError) Error() string { return e.text }
+
+var errUndocumented = errors.New("the answer is none that Google documents")
+
+// maxSkew is how far a clock may be off before Google refuses what it signs.
+const maxSkew = 4 * time.Minute
+
+// explain makes the error of calls that failed: what was being done, what came of it, and what to do, which advice may know better.
+func (c *calls) explain(ctx context.Context, err error, doing string, advice func(exchange) string) error {
+	last := c.last
+	text := doing
+	if last.host != "" {
+		text += ": " + last.host
+	}
+	switch {
+	case last.err != nil:
+		text += ": " + last.err.Error()
+	case last.status == 0 && ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded):
+		text += ": no answer in time"
+	case last.status == http.StatusOK, last.status == 0:
+		text += ": " + errUndocumented.Error()
+	case last.code != "":
+		text += fmt.Sprintf(": %s (HTTP status %d)", last.code, last.status)
+	default:
+		text += fmt.Sprintf(": refused without a code that is known (HTTP status %d)", last.status)
+	}
+	remedy := ""
+	if advice != nil {
+		remedy = advice(last)
+	}
+	if remedy == "" {
+		remedy = generalAdvice(last)
+	}
+	if skew := last.skew(c.now()); skew.Abs() > maxSkew && last.status >= 400 {
+		remedy = fmt.Sprintf("this machine's clock is %s off Google's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Second))
+	}
+	if remedy != "" {
+		text += ": " + remedy
+	}
+	kind := backends.Unavailable
+	if last.status >= 400 && last.status < 500 && last.status != http.StatusTooManyRequests && last.status != http.StatusRequestTimeout || last.notGoogle || last.untrusted() {
+		kind = backends.Refused
+	}
+	return kind(&callError{last.status, text})
+}
+
+// skew is how far this machine's clock is ahead of that of whoever answered; 0 if that is not known.
+func (e exchange) skew(now time.Time) time.Duration {
+	date, err := http.ParseTime(e.date)
+	if err != nil {
+		return 0
+	}
+	return now.Sub(date)
+}
+
+func (e exchange) untrusted() bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](e.err)
+	return ok
+}
+
+func generalAdvice(last exchange) string {
+	switch {
+	case last.status == http.StatusTooManyRequests:
+		return "throttled: a longer cacheDuration, or an agent on the node, makes fewer calls"
+	case last.untrusted():
+		return "if a proxy answers in Google's place, the file of its CA belongs into SSL_CERT_FILE"
+	case last.err != nil && !last.link:
+		return "the way there has to be open: routes, Private Google Access, or HTTPS_PROXY"
+	}
+	return ""
+}
+
+// oauthAdvice is for Google's token endpoint.
+func oauthAdvice(last exchange) string {
+	switch last.code {
+	case "invalid_grant":
+		return "Google does not know the key or refresh token any more: it is deleted, disabled or revoked, or this machine's clock is wrong"
+	case "invalid_client", "unauthorized_client":
+		return "Google does not know the OAuth client, or it may not do that"
+	case "invalid_scope":
+		return "the credentials do not reach as far as Artifact Registry: make them with the scope " + scopeAll
+	}
+	return ""
+}
+
+// absentError says that nobody took the connection.
+type absentError struct{ text string }
+
+func (e *absentError) Error() string { return e.text }
+
+// unanswered says why there was no answer. Errors of net/http itself are not shown: they quote the URL, and what came.
+func unanswered(ctx context.Context, err error) error {
+	op, isOp := errors.AsType[*net.OpError](err)
+	var netErr net.Error
+	timeout := errors.As(err, &netErr) && netErr.Timeout()
+	proxy, isProxy := errors.AsType[*proxyError](err)
+	certificate, isCertificate := errors.AsType[*tls.CertificateVerificationError](err)
+	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
+	alert, isAlert := errors.AsType[tls.AlertError](err)
+	switch {
+	case isProxy:
+		return proxy
+	case isOp && op.Op == "dial" && timeout && ctx.Err() == nil:
+		return &absentError{"nobody answers there: no connection in time"}
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errors.New("given up")
+	case ctx.Err() != nil, timeout:
+		return errors.New("no answer in time")
+	case isOp && op.Op == "dial":
+		return &absentError{op.Err.Error()}
+	case isOp:
+		return errors.New(op.Op + ": " + op.Err.Error())
+	case isCertificate:
+		return certificate
+	case isRecord:
+		return errors.New(record.Msg)
+	case isAlert:
+		return alert
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.New("the connection was closed before there was an answer")
+	}
+	return errors.New("no valid HTTP answer came")
+}
+
+// proxyError is a proxy's refusal to connect.
+type proxyError struct{ status int }
+
+func (e *proxyError) Error() string {
+	if e.status == http.StatusProxyAuthRequired {
+		return "the proxy wants another user and password (status 407)"
+	}
+	return fmt.Sprintf("the proxy does not connect (status %d)", e.status)
+}
+
+// connected is an http.Transport's OnProxyConnectResponse: net/http's own error repeats the proxy's words.
+func connected(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
+	if answer.StatusCode == http.StatusOK {
+		return nil
+	}
+	return &proxyError{answer.StatusCode}
+}
+
+// cut keeps a text of others within bounds, and on a line.
+func cut(s string) string {
+	const most = 300
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}

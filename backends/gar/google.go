@@ -1,0 +1,94 @@
+package gar
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime"
+	"time"
+
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/credential-broker/credential-broker/backends/webidentity"
+)
+
+// google is what all calls to Google have in common.
+type google struct {
+	cfg       *Config
+	web       webidentity.Source // nil: not used
+	transport *http.Transport
+
+	now   func() time.Time
+	sleep func(ctx context.Context, d time.Duration) bool // false: ctx ended before
+}
+
+const isWindows = runtime.GOOS == "windows"
+
+// silent takes what Google's libraries would log: they write whole answers.
+var silent = slog.New(slog.DiscardHandler)
+
+func newGoogle(c *Config) (*google, error) {
+	g := &google{cfg: c, now: time.Now, sleep: sleep}
+	if !c.WebIdentity.IsZero() {
+		web, err := webidentity.New(c.WebIdentity, "https:"+providerAudience(c.WorkloadIdentityProvider))
+		if err != nil {
+			return nil, err
+		}
+		g.web = web
+	}
+	proxies := httpproxy.FromEnvironment()
+	if c.Proxy != "" {
+		proxies = &httpproxy.Config{HTTPProxy: string(c.Proxy), HTTPSProxy: string(c.Proxy), NoProxy: proxies.NoProxy}
+	}
+	choose := proxies.ProxyFunc()
+	patient, hasty := &net.Dialer{Timeout: 10 * time.Second}, &net.Dialer{Timeout: connectTimeout}
+	g.transport = &http.Transport{
+		Proxy: func(r *http.Request) (*url.URL, error) {
+			if isMetadata(r.URL.Hostname()) {
+				return nil, nil //nolint:nilnil // net/http's way to say: no proxy
+			}
+			return choose(r.URL)
+		},
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if host, _, err := net.SplitHostPort(address); err == nil && isMetadata(host) {
+				return hasty.DialContext(ctx, network, address)
+			}
+			return patient.DialContext(ctx, network, address)
+		},
+		OnProxyConnectResponse: connected,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:    10 * time.Second,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConnsPerHost:    4,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	return g, nil
+}
+
+// connectTimeout is for metadata servers: they are on the machine's own link, so one that has not taken the connection by then is not there.
+const connectTimeout = time.Second
+
+// isMetadata says whether a host is on the machine's own link, as metadata servers are: no proxy has business there, which would see the token, or answer with its own machine's.
+func isMetadata(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "metadata.google.internal" || err == nil && (ip.Unmap().IsLinkLocalUnicast() || ip == awsMetadata6)
+}
+
+// awsMetadata6 is where EC2's metadata service is by IPv6.
+var awsMetadata6 = netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x0e, 3: 0xc2, 14: 0x02, 15: 0x54})
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

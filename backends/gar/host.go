@@ -1,0 +1,77 @@
+package gar
+
+import (
+	"path"
+	"strings"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// registry is what an image's name says of its registry.
+type registry struct {
+	// host is as it stands in the image, with its port: the auth key.
+	host string
+	// location is that of the repositories: "europe-west1", "us"; empty where the name does not say.
+	location string
+	// project is the ID of the project that the image is in: "my-project", "example.com:my-project"; empty where the name does not say.
+	project string
+	// repository is that of Artifact Registry; empty for gcr.io.
+	repository string
+	// container: the host is of Container Registry, which Artifact Registry serves nowadays.
+	container bool
+}
+
+// parseHost tells which registry of Google's the image is in; false: none. Hosts are patterns of further ones.
+//
+// Names follow https://cloud.google.com/artifact-registry/docs/repositories/repo-locations, and for regional endpoints …/docs/repositories/regional-endpoints. No other name below google.com or
+// googleapis.com is a registry; a token is worth something to whoever gets it, so that nothing is guessed.
+func parseHost(image backends.Image, hosts []string) (registry, bool) {
+	r := registry{host: image.Host()}
+	name := strings.TrimSuffix(strings.ToLower(r.host), ":443")
+	_, rest, _ := strings.Cut(string(image), "/")
+	segments := strings.Split(rest, "/")
+	labels := strings.Split(name, ".")
+	switch {
+	case len(labels) == 3 && labels[1] == "pkg" && labels[2] == "dev" && strings.HasSuffix(labels[0], "-docker"):
+		r.location = strings.TrimSuffix(labels[0], "-docker")
+		if !validName(r.location) {
+			return registry{}, false
+		}
+	case len(labels) == 5 && labels[0] == "docker" && labels[2] == "rep" && labels[3] == "pkg" && labels[4] == "dev":
+		if r.location = labels[1]; !validName(r.location) {
+			return registry{}, false
+		}
+	case name == "gcr.io", name == "container.cloud.google.com":
+		r.container = true
+	case len(labels) == 3 && labels[1] == "gcr" && labels[2] == "io" && validName(labels[0]):
+		r.container = true
+	case isOneOf(hosts, name):
+	default:
+		return registry{}, false
+	}
+	r.project, segments = projectOf(segments)
+	if !r.container && len(segments) > 1 { // an image at least is behind the repository
+		r.repository = segments[0]
+	}
+	return r, true
+}
+
+// projectOf takes the project from the beginning of an image's path. A first segment with a dot is the domain of a domain-scoped project.
+func projectOf(segments []string) (project string, rest []string) {
+	if strings.Contains(segments[0], ".") && len(segments) > 1 {
+		return segments[0] + ":" + segments[1], segments[2:]
+	}
+	return segments[0], segments[1:]
+}
+
+func isOneOf(patterns []string, host string) bool {
+	for _, pattern := range patterns {
+		if ok, err := path.Match(pattern, host); err == nil && ok && strings.Count(pattern, ".") == strings.Count(host, ".") {
+			return true
+		}
+	}
+	return false
+}
+
+// String names the registry in messages.
+func (r registry) String() string { return r.host }

@@ -1,0 +1,186 @@
+package gar
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
+)
+
+// The annotations of a service account that GKE knows (https://cloud.google.com/kubernetes-engine/docs/how-to/workload-identity).
+const (
+	// pullAnnotation says that the service account's pods pull with an identity of their own. Google's provider reads the same.
+	pullAnnotation = "iam.gke.io/enable-wi-image-pull"
+	// accountAnnotation names the Google service account that the pods act as.
+	accountAnnotation = "iam.gke.io/gcp-service-account"
+)
+
+// token is an OAuth access token.
+type token struct {
+	value   backends.Secret
+	expires time.Time
+}
+
+// who is the identity whose token is asked for.
+type who struct {
+	// pod is the token of the pod that pulls, if the pod's identity is used; audience is what Google's STS is told of whose pool takes it.
+	pod      backends.Secret
+	audience string
+	// account is the service account that is impersonated by the pod or the node; its address is empty where they ask for themselves.
+	account account
+	// until is when the pod's token expires, by what it says; zero for the node.
+	until time.Time
+}
+
+// key tells identities apart without holding a secret.
+func (w who) key() string {
+	as := fmt.Sprintf("%q", w.account)
+	if w.pod == "" {
+		return "node " + as
+	}
+	sum := sha256.Sum256([]byte(w.pod))
+	return "pod " + hex.EncodeToString(sum[:]) + " " + w.audience + " " + as
+}
+
+// who finds out whose identity a request is made with.
+func (b *Backend) who(req backends.Request, reg registry) (who, error) {
+	node := who{account: b.cfg.accountFor(reg.project)}
+	asked := req.Annotations[pullAnnotation] == "true" || b.cfg.PodWorkloadIdentityProvider != "" || b.cfg.PodIdentity == PodIdentityRequire
+	switch {
+	case b.cfg.PodIdentity == PodIdentityOff:
+		return node, nil
+	case req.Token == "" && b.cfg.PodIdentity == PodIdentityRequire:
+		return who{}, backends.Refused(errors.New("podIdentity is Require, and the request carries no service account token: give the provider tokenAttributes, and the kubelet an entry for its audience"))
+	case req.Token == "" || !asked:
+		return node, nil
+	}
+	claims, err := webidentity.ParseClaims(string(req.Token))
+	if err != nil {
+		return who{}, backends.Refused(fmt.Errorf("the pod's service account token: %w", err))
+	}
+	pod := who{pod: req.Token, until: claims.Expires, account: account{email: req.Annotations[accountAnnotation]}}
+	if pod.account.email != "" && !validEmail(pod.account.email) {
+		return who{}, backends.Refused(fmt.Errorf("the annotation %s is %q, which is no address of a service account: want one such as puller@my-project.iam.gserviceaccount.com", accountAnnotation, cut(pod.account.email)))
+	}
+	if provider := b.cfg.PodWorkloadIdentityProvider; provider != "" {
+		pod.audience = providerAudience(provider)
+		return pod, nil
+	}
+	project, ok := clusterProject(claims.Issuer)
+	if !ok {
+		return who{}, backends.Refused(fmt.Errorf("the pod's service account token is of issuer %q, which is no GKE cluster: name the provider of the pool that takes it in podWorkloadIdentityProvider", cut(claims.Issuer)))
+	}
+	pod.audience = "identitynamespace:" + project + ".svc.id.goog:" + claims.Issuer
+	return pod, nil
+}
+
+// providerAudience is a provider's full resource name, by which STS knows it.
+func providerAudience(provider string) string { return "//iam.googleapis.com/" + provider }
+
+// clusterProject is the project of a GKE cluster, by the issuer of its tokens.
+func clusterProject(issuer string) (project string, ok bool) {
+	rest, ok := strings.CutPrefix(issuer, "https://container.googleapis.com/v1/projects/")
+	if !ok {
+		return "", false
+	}
+	parts := strings.Split(rest, "/")
+	return parts[0], len(parts) == 5 && validProject(parts[0]) && (parts[1] == "locations" || parts[1] == "zones") && validName(parts[2]) && parts[3] == "clusters" && validName(parts[4])
+}
+
+// The scopes of Google's APIs. A registry's token may read and nothing else; impersonating is an API of its own, which wants the first.
+const (
+	scopeAll  = "https://www.googleapis.com/auth/cloud-platform"
+	scopeRead = "https://www.googleapis.com/auth/cloud-platform.read-only"
+)
+
+// source is where tokens of one identity come from. Nothing is kept, so that a file that is exchanged is seen by the next call.
+type source interface {
+	// token asks for a token of this scope.
+	token(ctx context.Context, scope string) (token, error)
+	// universe is the domain of the APIs that take such a token.
+	universe(ctx context.Context) (string, error)
+}
+
+// token gets a token of w.
+func (g *google) token(ctx context.Context, w who) (token, error) {
+	from, err := g.source(ctx, w)
+	if err != nil {
+		return token{}, err
+	}
+	if w.account.email == "" {
+		return from.token(ctx, scopeRead)
+	}
+	t, err := from.token(ctx, scopeAll)
+	if err != nil {
+		return token{}, err
+	}
+	universe, err := from.universe(ctx)
+	if err != nil {
+		return token{}, err
+	}
+	return g.impersonate(ctx, universe, t, w.account)
+}
+
+// source is where w's own tokens come from.
+func (g *google) source(ctx context.Context, w who) (source, error) {
+	c := g.cfg
+	switch {
+	case w.pod != "":
+		return &federation{google: g, audience: w.audience, subject: podToken(w.pod), of: "the pod's service account token"}, nil
+	case c.ServiceAccount != "":
+		return &metadataServer{google: g, account: c.ServiceAccount}, nil
+	case g.web != nil:
+		return &federation{google: g, audience: providerAudience(c.WorkloadIdentityProvider), subject: webToken{g.web}, of: "the token from " + g.web.String()}, nil
+	case c.AWS:
+		return &federation{google: g, audience: providerAudience(c.WorkloadIdentityProvider), aws: true, of: "the AWS identity"}, nil
+	case c.CredentialsFile != "":
+		return g.openFile(ctx, c.CredentialsFile, "credentialsFile")
+	}
+	return g.applicationDefault(ctx)
+}
+
+// applicationDefault follows Application Default Credentials (https://cloud.google.com/docs/authentication/application-default-credentials): a file of the environment, gcloud's, and then the machine's own
+// identity.
+func (g *google) applicationDefault(ctx context.Context) (source, error) {
+	const variable = "GOOGLE_APPLICATION_CREDENTIALS"
+	if path := os.Getenv(variable); path != "" {
+		return g.openFile(ctx, path, variable)
+	}
+	tried := []string{variable + " is not set"}
+	if path := wellKnownFile(); path == "" {
+		tried = append(tried, "there is no home directory with a file of gcloud's")
+	} else if _, err := os.Stat(path); err == nil {
+		slog.DebugContext(ctx, "credentials of gcloud's are used", "file", path)
+		return g.openFile(ctx, path, "gcloud")
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, backends.InvalidConfig("credentialsFile", "looking for gcloud's credentials: %w", err)
+	} else {
+		tried = append(tried, "there is no file "+path)
+	}
+	return &metadataServer{google: g, account: "default", tried: tried}, nil
+}
+
+// wellKnownFile is where gcloud keeps a user's Application Default Credentials.
+func wellKnownFile() string {
+	const name = "application_default_credentials.json"
+	if runtime.GOOS == "windows" {
+		if dir := os.Getenv("APPDATA"); dir != "" {
+			return filepath.Join(dir, "gcloud", name)
+		}
+		return ""
+	}
+	if home, err := os.UserHomeDir(); err == nil && filepath.IsAbs(home) {
+		return filepath.Join(home, ".config", "gcloud", name)
+	}
+	return ""
+}
