@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 
+	"cloud.google.com/go/auth"
 	"cloud.google.com/go/auth/credentials"
+	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
 )
@@ -49,11 +52,8 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		return nil, misconfigured("%w", err)
 	}
 	var head struct {
-		Type             string `json:"type"`
-		UniverseDomain   string `json:"universe_domain"`
-		CredentialSource struct {
-			Executable json.RawMessage `json:"executable"`
-		} `json:"credential_source"`
+		Type           string `json:"type"`
+		UniverseDomain string `json:"universe_domain"`
 	}
 	if err := json.Unmarshal(content, &head); err != nil {
 		return nil, misconfigured("it is not JSON, or not of the form that Google documents") // the parser's own error could quote a secret
@@ -64,10 +64,7 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		if info.Mode().Perm()&0o004 != 0 && !isWindows {
 			slog.WarnContext(ctx, "the file of Google credentials can be read by every user of this machine: chmod 0600", "file", path)
 		}
-	case credentials.ExternalAccount:
-		if len(head.CredentialSource.Executable) > 0 {
-			return nil, misconfigured("it wants a program to be run: name it in webIdentity.executable, where its file is checked, and its provider in workloadIdentityProvider")
-		}
+	case credentials.ExternalAccount: // says where the secret is
 	case credentials.GDCHServiceAccount:
 		return nil, misconfigured("credentials of type %s are for Google Distributed Cloud, whose registry is not Artifact Registry", credentials.GDCHServiceAccount)
 	default:
@@ -79,17 +76,56 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 func (f *file) token(ctx context.Context, scope string) (token, error) {
 	doing := fmt.Sprintf("token for the %s in %s", f.kind, f.path)
 	calls := f.calls()
-	made, err := credentials.NewCredentialsFromJSON(credentials.CredType(f.kind), f.content, &credentials.DetectOptions{
+	made, err := f.credentials(scope, calls)
+	if err != nil {
+		return token{}, err
+	}
+	t, err := made.Token(ctx)
+	if own, ok := errors.AsType[*subjectError](err); ok { // the token itself was not to be had
+		return token{}, own.err
+	}
+	if err != nil {
+		return token{}, calls.explain(ctx, err, doing, f.advice)
+	}
+	return token{backends.Secret(t.Value), t.Expiry}, nil
+}
+
+// credentials are what Google's library makes of the file.
+func (f *file) credentials(scope string, calls *calls) (made *auth.Credentials, err error) {
+	if credentials.CredType(f.kind) == credentials.ExternalAccount {
+		options, err := f.options(scope, calls)
+		if err != nil {
+			return nil, err
+		}
+		if options != nil {
+			if made, err = externalaccount.NewCredentials(options); err != nil {
+				return nil, f.incomplete()
+			}
+			return made, nil
+		}
+	}
+	made, err = credentials.NewCredentialsFromJSON(credentials.CredType(f.kind), f.content, &credentials.DetectOptions{
 		Scopes: []string{scope}, Client: calls.client(), UniverseDomain: f.cfg.UniverseDomain, DisableAsyncRefresh: true, Logger: silent,
 	})
 	if err != nil {
-		return token{}, backends.InvalidConfig("", "%s: the file lacks something that credentials of its type have, or its key is none: make it anew", doing) // the library's own error could quote a secret
+		return nil, f.incomplete()
 	}
-	t, err := made.Token(ctx)
-	if err != nil {
-		return token{}, calls.explain(ctx, err, doing, func(last exchange) string { return oauthAdvice(last) })
+	return made, nil
+}
+
+// incomplete takes the place of the library's own error, which could quote a secret.
+func (f *file) incomplete() error {
+	return backends.InvalidConfig("", "credentials of %s: the file lacks something that type %s has to have, or its key is none: make it anew", f.path, f.kind)
+}
+
+func (f *file) advice(last exchange) string {
+	if credentials.CredType(f.kind) == credentials.ExternalAccount && last.code == "invalid_grant" {
+		return "the pool's provider does not take the token: its issuer, audience, attribute mapping and condition are to be seen with `gcloud iam workload-identity-pools providers describe`"
 	}
-	return token{backends.Secret(t.Value), t.Expiry}, nil
+	if last.status == http.StatusForbidden {
+		return "who asks has to have roles/iam.serviceAccountTokenCreator on the service account that the file impersonates"
+	}
+	return oauthAdvice(last)
 }
 
 func (f *file) universe(context.Context) (string, error) {
