@@ -39,6 +39,7 @@ type Cloud struct {
 	closers       []func() // run by Close, the last one first
 	faults        []*Fault
 	aws           iam
+	google        googleIAM
 	issuers       map[string]*Issuer   // by URL
 	registries    map[string]*registry // by region and account
 	registryHosts map[string]*registry
@@ -49,7 +50,8 @@ type Cloud struct {
 type Request struct {
 	// Host is the name, without port, under which the service was asked.
 	Host string
-	// Service is "sts", "ecr", "ecr-public", "imds", "container", "registry", "issuer" and so on; "proxy" for what the proxy refused to carry.
+	// Service is "sts", "ecr", "ecr-public", "imds", "container", "google-oauth", "google-sts", "google-iam", "google-metadata", "registry", "issuer" and so on; "proxy" for what
+	// the proxy refused to carry.
 	Service string
 	// Operation is the API's name for it, or method and path where the API has none.
 	Operation string
@@ -90,6 +92,7 @@ func (c *Cloud) start() error {
 		return fmt.Errorf("starting the fake cloud's proxy: %w", err)
 	}
 	c.startAWS()
+	c.startGoogle()
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -13,34 +15,41 @@ import (
 // GoogleIssuer signs what Google's metadata server gives.
 const GoogleIssuer = "https://accounts.google.com"
 
-// ServiceAccount is a Google service account.
-type ServiceAccount struct {
-	Email string
-	// UniqueID is its number, 21 digits: the sub and azp of its tokens. Empty: made up.
-	UniqueID string
-}
-
 // GoogleInstance is the metadata server of a Compute Engine instance (https://cloud.google.com/compute/docs/metadata/overview).
 type GoogleInstance struct {
 	c       *Cloud
-	url     string
 	project string
 	number  int64
 	name    string
 	id      string
 	created time.Time
 
-	mu       sync.Mutex
-	accounts []ServiceAccount // the first is the default one
-	expired  bool
+	mu         sync.Mutex
+	url        string
+	accounts   []ServiceAccount // the first is the default one
+	scopes     []string
+	attributes map[string]string
+	expired    bool
+	life       time.Duration             // of access tokens
+	tokens     map[string]*metadataToken // by account and scopes
 }
 
-// GoogleInstance starts a metadata server. The first of the service accounts is the default one; without any the instance has none.
+// metadataToken is an access token that a metadata server goes on giving out.
+type metadataToken struct {
+	text    string
+	expires time.Time
+}
+
+// GoogleInstance starts a metadata server. The first of the service accounts is the default one, and its project the instance's; without any the instance has none.
 func (c *Cloud) GoogleInstance(accounts ...ServiceAccount) *GoogleInstance {
-	g := &GoogleInstance{c: c, project: "test-project", number: 100000000000 + rand.Int64N(1e11), name: "node-1", id: digits(19), created: c.Now().Add(-time.Hour)}
-	for _, a := range accounts {
-		if a.UniqueID == "" {
-			a.UniqueID = digits(21)
+	g := &GoogleInstance{
+		c: c, project: "test-project", number: 100000000000 + rand.Int64N(1e11), name: "node-1", id: digits(19), created: c.Now().Add(-time.Hour),
+		scopes: []string{scopeCloudPlatform}, attributes: map[string]string{}, life: googleLife, tokens: map[string]*metadataToken{},
+	}
+	for i, a := range accounts {
+		a = c.AddServiceAccount(a)
+		if i == 0 {
+			g.project = a.Project
 		}
 		g.accounts = append(g.accounts, a)
 	}
@@ -59,11 +68,58 @@ func digits(n int) string {
 }
 
 // URL is its address.
-func (g *GoogleInstance) URL() string { return g.url }
+func (g *GoogleInstance) URL() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.url
+}
 
 // Environ points Google's libraries, and what does as they do, to it.
 func (g *GoogleInstance) Environ() []string {
-	return []string{"GCE_METADATA_HOST=" + strings.TrimPrefix(g.url, "http://")}
+	return []string{"GCE_METADATA_HOST=" + strings.TrimPrefix(g.URL(), "http://")}
+}
+
+func (g *GoogleInstance) set(change func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change()
+}
+
+// Absent makes it as on a machine outside Google: nobody answers. On Linux not even a connection is made.
+func (g *GoogleInstance) Absent() {
+	url := g.c.unreachable()
+	g.set(func() { g.url = url })
+}
+
+// Refuse makes it as on a machine outside Google whose network says so: connections are refused.
+func (g *GoogleInstance) Refuse() {
+	url := g.c.refusing()
+	g.set(func() { g.url = url })
+}
+
+// ProjectNumber is its project's number.
+func (g *GoogleInstance) ProjectNumber() int64 { return g.number }
+
+// SetScopes changes the access scopes that the instance has; cloud-platform without. It forgets the tokens that it has.
+func (g *GoogleInstance) SetScopes(scopes ...string) {
+	g.set(func() {
+		g.scopes = slices.Clone(scopes)
+		clear(g.tokens)
+	})
+}
+
+// SetAttribute sets one of the instance's attributes ("cluster-name" and the like).
+func (g *GoogleInstance) SetAttribute(name, value string) {
+	g.set(func() { g.attributes[name] = value })
+}
+
+// SetTokenLife says how long access tokens live when it gets them (an hour less a second without), and forgets those that it has. It gives out one token until five minutes
+// before its end, as Compute Engine does, and until its end if it never had five minutes.
+func (g *GoogleInstance) SetTokenLife(d time.Duration) {
+	g.set(func() {
+		g.life = d
+		clear(g.tokens)
+	})
 }
 
 // ServiceAccounts are the instance's, the default one first.
@@ -87,8 +143,8 @@ func (g *GoogleInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path, metadata := strings.CutPrefix(r.URL.Path, googleBase)
 	rest, accounts := strings.CutPrefix(path, "/instance/service-accounts/")
 	account, what, _ := strings.Cut(rest, "/")
-	if metadata && accounts && what == "identity" {
-		entryOf(r).operation("identity")
+	if metadata && accounts && (what == "identity" || what == "token") {
+		entryOf(r).operation(what)
 	}
 	// Every answer of it has these two, errors included.
 	w.Header().Set("Metadata-Flavor", "Google")
@@ -100,35 +156,139 @@ func (g *GoogleInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !metadata && r.URL.Path == "/":
 		_, _ = fmt.Fprint(w, "0.1/\ncomputeMetadata/\n")
-		return
 	case r.Header.Get("X-Forwarded-For") != "":
 		g.refuse(w, r, http.StatusForbidden, "Requests with an X-Forwarded-For header are not allowed.")
-		return
 	case r.Header.Get("Metadata-Flavor") != "Google":
 		g.refuse(w, r, http.StatusForbidden, `Your client does not have permission: missing required header "Metadata-Flavor": "Google"`)
-		return
 	case r.Method != http.MethodGet:
 		g.refuse(w, r, http.StatusMethodNotAllowed, "method not allowed")
-		return
-	case !metadata || !accounts:
-		g.refuse(w, r, http.StatusNotFound, "not found")
-		return
+	case metadata && accounts && account != "":
+		g.serveAccount(w, r, account, what)
+	default:
+		text, ok := g.value(path)
+		if !metadata || !ok {
+			g.refuse(w, r, http.StatusNotFound, "not found")
+			return
+		}
+		g.text(w, text)
 	}
-	a, ok := g.account(account)
+}
+
+// text answers with a value, or with a directory's entries.
+func (*GoogleInstance) text(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "application/text")
+	_, _ = fmt.Fprint(w, text)
+}
+
+// value is what the metadata server has at a path, but for service accounts.
+func (g *GoogleInstance) value(path string) (string, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	number := strconv.FormatInt(g.number, 10)
+	switch path {
+	case "/":
+		return "instance/\noslogin/\nproject/\nuniverse/\n", true
+	case "/project/project-id":
+		return g.project, true
+	case "/project/numeric-project-id":
+		return number, true
+	case "/universe/universe-domain", "/universe/universe_domain": // the libraries ask for either
+		return "googleapis.com", true
+	case "/instance/id":
+		return g.id, true
+	case "/instance/name":
+		return g.name, true
+	case "/instance/zone":
+		return "projects/" + number + "/zones/europe-west1-b", true
+	case "/instance/service-accounts/":
+		list := ""
+		for i, a := range g.accounts {
+			if i == 0 {
+				list += "default/\n"
+			}
+			list += a.Email + "/\n"
+		}
+		return list, true
+	}
+	if name, ok := strings.CutPrefix(path, "/instance/attributes/"); ok {
+		text, ok := g.attributes[name]
+		return text, ok
+	}
+	return "", false
+}
+
+// serveAccount answers for one service account.
+func (g *GoogleInstance) serveAccount(w http.ResponseWriter, r *http.Request, name, what string) {
+	a, ok := g.account(name)
 	if !ok {
 		g.refuse(w, r, http.StatusNotFound, "service account not found")
 		return
 	}
 	entryOf(r).principal(a.Email)
+	g.mu.Lock()
+	scopes, aliases := g.scopes, []string{}
+	if g.accounts[0] == a {
+		aliases = append(aliases, "default")
+	}
+	g.mu.Unlock()
 	switch what {
+	case "":
+		if strings.EqualFold(r.URL.Query().Get("recursive"), "true") {
+			w.Header().Set("Content-Type", "application/json")
+			writeJSON(w, http.StatusOK, map[string]any{"aliases": aliases, "email": a.Email, "scopes": scopes})
+			return
+		}
+		g.text(w, "aliases\nemail\nidentity\nscopes\ntoken\n")
+	case "aliases":
+		g.text(w, lines(aliases))
 	case "email":
-		_, _ = fmt.Fprint(w, a.Email)
+		g.text(w, a.Email)
+	case "scopes":
+		g.text(w, lines(scopes))
+	case "token":
+		g.token(w, r, a)
 	case "identity":
 		g.identity(w, r, a)
 	default:
 		g.refuse(w, r, http.StatusNotFound, "not found")
 	}
 }
+
+func lines(all []string) string {
+	text := ""
+	for _, s := range all {
+		text += s + "\n"
+	}
+	return text
+}
+
+// token gives an account's access token. Scopes that are asked for narrow it; what the instance does not have is not to be had by asking.
+func (g *GoogleInstance) token(w http.ResponseWriter, r *http.Request, a ServiceAccount) {
+	now := g.c.Now()
+	g.mu.Lock()
+	scopes := g.scopes
+	if asked := r.URL.Query().Get("scopes"); asked != "" {
+		wanted := strings.Split(asked, ",")
+		beyond := func(s string) bool { return !hasScope(g.scopes, s, scopeCloudPlatform) }
+		if !slices.ContainsFunc(wanted, beyond) {
+			scopes = wanted
+		}
+	}
+	key := a.Email + " " + strings.Join(scopes, " ")
+	t := g.tokens[key]
+	if t == nil || !now.Before(t.expires) || g.life > renewal && t.expires.Sub(now) <= renewal {
+		t = &metadataToken{}
+		t.text, t.expires = g.c.grant(a.Email, scopes, g.life)
+		g.tokens[key] = t
+	}
+	text, left := t.text, int(t.expires.Sub(now).Seconds())
+	g.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	writeJSON(w, http.StatusOK, map[string]any{"access_token": text, "expires_in": left, "token_type": "Bearer"})
+}
+
+// renewal is how long before its end a token is replaced.
+const renewal = 5 * time.Minute
 
 func (g *GoogleInstance) account(name string) (ServiceAccount, bool) {
 	g.mu.Lock()

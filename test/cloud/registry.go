@@ -145,6 +145,11 @@ func (c *Cloud) Pull(image, username, password string) error {
 		if username != "" || password != "" {
 			_, no = c.authenticate(username, password, nil)
 		}
+	case c.googleHost(host):
+		var caller string
+		if caller, no = c.googleLogin(username, password); no == nil {
+			no = c.pullFromGoogle(host, name, caller)
+		}
 	case g == nil:
 		return fmt.Errorf("pulling %s: %w", image, errNotFound)
 	default:
