@@ -147,7 +147,7 @@ func (c *calls) explain(ctx context.Context, err error, doing string, advice fun
 		remedy = generalAdvice(last)
 	}
 	if skew := last.skew(c.now()); skew.Abs() > maxSkew && last.status >= 400 {
-		remedy = fmt.Sprintf("this machine's clock is %s off Google's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Second))
+		remedy = fmt.Sprintf("this machine's clock is %s off Google's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Minute))
 	}
 	if remedy != "" {
 		text += ": " + remedy

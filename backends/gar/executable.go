@@ -52,7 +52,10 @@ const (
 // options are what Google's library needs for an external account whose program is run by us; nil where the file names none.
 func (f *file) options(scope string, calls *calls) (*externalaccount.Options, error) {
 	var e externalAccount
-	if err := json.Unmarshal(f.content, &e); err != nil || e.CredentialSource.Executable == nil {
+	if err := json.Unmarshal(f.content, &e); err != nil {
+		return nil, f.incomplete() //nolint:nilerr // which could quote a secret
+	}
+	if e.CredentialSource.Executable == nil {
 		return nil, nil //nolint:nilnil // for the library to read
 	}
 	timeout := programTimeout

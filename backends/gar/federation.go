@@ -31,7 +31,7 @@ const (
 )
 
 // awsSource is what gcloud writes into an external_account file for AWS: keys of the environment, or else those of the instance, by IMDSv2.
-var awsSource = externalaccount.CredentialSource{
+var awsSource = externalaccount.CredentialSource{ //nolint:gosec // G101: addresses
 	EnvironmentID:               "aws1",
 	RegionURL:                   "http://169.254.169.254/latest/meta-data/placement/availability-zone",
 	URL:                         "http://169.254.169.254/latest/meta-data/iam/security-credentials",

@@ -84,6 +84,9 @@ func (f *file) token(ctx context.Context, scope string) (token, error) {
 	if own, ok := errors.AsType[*subjectError](err); ok { // the token itself was not to be had
 		return token{}, own.err
 	}
+	if err != nil && calls.last.host == "" && ctx.Err() == nil { // nobody was asked
+		return token{}, f.incomplete()
+	}
 	if err != nil {
 		return token{}, calls.explain(ctx, err, doing, f.advice)
 	}

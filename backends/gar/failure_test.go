@@ -1,0 +1,239 @@
+package gar
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/test/cloud"
+)
+
+// planted is what stands in every answer that must not be repeated.
+const planted = "ya29.planted-secret"
+
+// TestFailures: what is said of each, and what of it is not.
+func TestFailures(t *testing.T) {
+	key := func(t *testing.T, c *cloud.Cloud, change func(map[string]any)) Config {
+		t.Helper()
+		var file map[string]any
+		if err := json.Unmarshal(c.ServiceAccountKeyFile(puller), &file); err != nil {
+			t.Fatal(err)
+		}
+		if change != nil {
+			change(file)
+		}
+		return Config{CredentialsFile: write(t, "key.json", object(t, file))}
+	}
+	machine := func(t *testing.T, c *cloud.Cloud) Config {
+		t.Helper()
+		setenv(t, c.GoogleInstance(cloud.ServiceAccount{Email: node}).Environ()...)
+		return Config{}
+	}
+	for name, test := range map[string]struct {
+		prepare func(t *testing.T, c *cloud.Cloud) Config
+		lasting bool // refused or misconfigured, in contrast to unavailable
+		want    []string
+	}{
+		"nobody anywhere": {func(t *testing.T, c *cloud.Cloud) Config {
+			g := c.GoogleInstance()
+			g.Refuse()
+			setenv(t, g.Environ()...)
+			return Config{}
+		}, false, []string{"no credentials: GOOGLE_APPLICATION_CREDENTIALS is not set, there is no file ", "application_default_credentials.json, and no metadata server answers", "credentialsFile"}},
+		"no metadata server": {func(t *testing.T, c *cloud.Cloud) Config {
+			g := c.GoogleInstance()
+			g.Refuse()
+			setenv(t, g.Environ()...)
+			return Config{ServiceAccount: puller}
+		}, false, []string{"Google's metadata server", "is this machine on Google Cloud"}},
+		"somebody else in its place": {func(t *testing.T, c *cloud.Cloud) Config {
+			setenv(t, "GCE_METADATA_HOST="+strings.TrimPrefix(c.Instance("").URL(), "http://"))
+			return Config{}
+		}, true, []string{"is not Google's metadata server"}},
+		"a machine without an account": {func(t *testing.T, c *cloud.Cloud) Config {
+			setenv(t, c.GoogleInstance().Environ()...)
+			return Config{}
+		}, true, []string{"status 404", "the machine has no service account: attach one"}},
+		"a machine without this account": {func(t *testing.T, c *cloud.Cloud) Config {
+			machine(t, c)
+			return Config{ServiceAccount: puller}
+		}, true, []string{`the machine has no service account "` + puller + `"`}},
+		"a metadata server that is broken": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-metadata", Status: 503, Body: planted})
+			return machine(t, c)
+		}, false, []string{"status 503"}},
+		"a metadata server that talks nonsense": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-metadata", Status: 200, Body: planted})
+			return machine(t, c)
+		}, false, []string{"the answer is none that Google documents"}},
+		"no file":     {func(*testing.T, *cloud.Cloud) Config { return Config{CredentialsFile: "/nonexistent/key.json"} }, true, []string{"/nonexistent/key.json (credentialsFile): no such file"}},
+		"a directory": {func(t *testing.T, _ *cloud.Cloud) Config { return Config{CredentialsFile: t.TempDir()} }, true, []string{"is a directory"}},
+		"no JSON": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return Config{CredentialsFile: write(t, "key.json", []byte(`{"private_key": planted`))}
+		}, true, []string{"it is not JSON"}},
+		"a file of the environment": {func(t *testing.T, _ *cloud.Cloud) Config {
+			t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/key.json")
+			return Config{}
+		}, true, []string{"/nonexistent/key.json (GOOGLE_APPLICATION_CREDENTIALS): no such file"}},
+		"an unknown type": {func(t *testing.T, c *cloud.Cloud) Config {
+			return key(t, c, func(f map[string]any) { f["type"] = "magic" })
+		}, true, []string{`got "magic"`}},
+		"a key that is none": {func(t *testing.T, c *cloud.Cloud) Config {
+			return key(t, c, func(f map[string]any) { f["private_key"] = planted })
+		}, true, []string{"its key is none"}},
+		"a deleted key": {func(t *testing.T, c *cloud.Cloud) Config {
+			cfg := key(t, c, nil)
+			c.DeleteServiceAccountKeys(puller)
+			return cfg
+		}, true, []string{"oauth2.googleapis.com: invalid_grant (HTTP status 400)", "deleted, disabled or revoked"}},
+		"a revoked user": {func(t *testing.T, c *cloud.Cloud) Config {
+			file := c.AddGoogleUser(human)
+			c.RevokeGoogleUser(human)
+			return Config{CredentialsFile: write(t, "adc.json", file)}
+		}, true, []string{"invalid_grant", "revoked"}},
+		"a clock that is wrong": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.SetClockOffset(2 * time.Hour)
+			return key(t, c, nil)
+		}, true, []string{"clock is 2h0m", "timedatectl"}},
+		"throttled": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 429, Body: planted})
+			return key(t, c, nil)
+		}, false, []string{"status 429", "agent"}},
+		"a service that is broken": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 500, Body: planted})
+			return key(t, c, nil)
+		}, false, []string{"status 500"}},
+		"a service that talks nonsense": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: planted})
+			return key(t, c, nil)
+		}, false, []string{"the answer is none that Google documents"}},
+		"a service that says too much": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 400, Body: `{"error": "` + planted + ` 1"}`})
+			return key(t, c, nil)
+		}, true, []string{"refused without a code that is known"}},
+		"a service that hangs up": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Reset: true})
+			return key(t, c, nil)
+		}, false, []string{"oauth2.googleapis.com: "}},
+		"a redirection": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 307, Body: planted})
+			return key(t, c, nil)
+		}, false, []string{"HTTP status 307"}},
+		"an account that may not be impersonated": {func(t *testing.T, c *cloud.Cloud) Config {
+			machine(t, c)
+			return Config{Impersonate: puller, Delegates: []string{between}}
+		}, true, []string{"token of service account " + puller, "PERMISSION_DENIED", "roles/iam.serviceAccountTokenCreator", "on " + between + ", and each delegate on the next"}},
+		"a service account's scopes": {func(t *testing.T, c *cloud.Cloud) Config {
+			g := c.GoogleInstance(cloud.ServiceAccount{Email: node})
+			g.SetScopes("https://www.googleapis.com/auth/devstorage.read_only")
+			setenv(t, g.Environ()...)
+			c.AllowImpersonation(node, puller)
+			return Config{Impersonate: puller}
+		}, true, []string{"ACCESS_TOKEN_SCOPE_INSUFFICIENT"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := setUp(t)
+			b := backendFor(t, c, test.prepare(t, c))
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			_, err := b.Credentials(ctx, backends.Request{Image: image})
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%v\nlacks %q", err, want)
+				}
+			}
+			for _, secret := range []string{planted, "PRIVATE KEY", "1//"} {
+				if strings.Contains(err.Error(), secret) {
+					t.Errorf("it tells %q: %v", secret, err)
+				}
+			}
+			if marked, ok := errors.AsType[*backends.Error](err); !ok || marked.Kind != backends.KindUnavailable != test.lasting {
+				t.Errorf("lasting: %t, want %t: %v", ok && marked.Kind != backends.KindUnavailable, test.lasting, err)
+			}
+		})
+	}
+}
+
+func TestAMetadataServersTokenNearItsEnd(t *testing.T) {
+	c := setUp(t)
+	g := c.GoogleInstance(cloud.ServiceAccount{Email: node})
+	setenv(t, g.Environ()...)
+	g.SetTokenLife(30 * time.Second)
+	b := backendFor(t, c, Config{})
+	waits := 0
+	b.google.sleep = func(context.Context, time.Duration) bool {
+		if waits++; waits == 2 {
+			g.SetTokenLife(time.Hour) // it has got another one
+		}
+		return true
+	}
+	got, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(got.Credentials[0].Expires); waits != 2 || left < 50*time.Minute {
+		t.Errorf("waited %d times, and the token expires in %s", waits, left)
+	}
+}
+
+func TestAFileThatOthersCanReadIsWarnedOf(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes")
+	}
+	var log bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+	defer slog.SetDefault(before)
+	c := setUp(t)
+	c.GrantReader(project, puller)
+	file := write(t, "key.json", c.ServiceAccountKeyFile(puller))
+	for mode, want := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		log.Reset()
+		pull(t, c, backendFor(t, c, Config{CredentialsFile: file}), backends.Request{Image: image})
+		if got := strings.Contains(log.String(), "can be read by every user"); got != want {
+			t.Errorf("mode %o: %s", mode, log.String())
+		}
+	}
+}
+
+func TestNotGoogles(t *testing.T) {
+	c := setUp(t)
+	b := backendFor(t, c, Config{})
+	got, err := b.Credentials(t.Context(), backends.Request{Image: "registry.example/app"})
+	if err != nil || len(got.Credentials) != 0 || len(c.Requests()) != 0 {
+		t.Errorf("%+v, %v, %+v", got, err, c.Requests())
+	}
+}
+
+// TestHowFarAnAnswerHolds: for the registry, unless another project on the same host may be another account's.
+func TestHowFarAnAnswerHolds(t *testing.T) {
+	c := setUp(t)
+	setenv(t, c.GoogleInstance(cloud.ServiceAccount{Email: node}).Environ()...)
+	c.AllowImpersonation(node, puller)
+	for key, test := range map[string]struct {
+		cfg   Config
+		scope backends.Scope
+	}{
+		host:  {Config{}, backends.ScopeRegistry},
+		image: {Config{ServiceAccounts: []ProjectAccount{{Projects: []string{"other-project"}, Impersonate: puller}}}, backends.ScopeImage},
+	} {
+		got, err := backendFor(t, c, test.cfg).Credentials(t.Context(), backends.Request{Image: image})
+		if err != nil || got.Scope != test.scope || got.Credentials[0].Key != key {
+			t.Errorf("%+v, %v; want %s", got, err, key)
+		}
+	}
+}
