@@ -18,9 +18,25 @@
 // ECR: tokens for 12 hours, tied to identity, region and partition; repositories' policies, pull-through caches. ECR Public: us-east-1, keys of the aws partition only.
 // Metadata: IMDSv2's tokens; the container endpoint's authorization. IAM Identity Center: GetRoleCredentials.
 //
+// # What is checked of Google
+//
+// Token endpoint (oauth2.googleapis.com): service accounts' assertions (RS256 with a key of the account, audience, an hour at most by the cloud's clock, scopes that look like Google's) for
+// access and ID tokens; users' refresh tokens with their client, its secret and their scopes.
+// STS: OIDC tokens for workload identity pools and for GKE clusters (issuer and its published keys, audience, times to a minute, the subject's size; the token lives no longer than its
+// proof), signed GetCallerIdentity requests of AWS, which AWS judges as any other and which have to name the provider; disabled providers.
+// Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
+// Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
+// Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, readers by project (pools and allUsers too), their own tokens.
+//
 // # What is not
 //
 // Deny statements, conditions other than Trust's, permission boundaries, service control policies, VPC endpoint policies; whether a region exists or is opted into, and tokens of the
 // global STS endpoint in such a region; packed sizes of policies and tags; transitive tags; source identity; MFA; managed session policies (refused); signatures in the query and SigV4a. An
-// image's layers. Where AWS documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.
+// image's layers.
+//
+// Of Google: deny policies, conditions, attribute mappings and sets of principals but for whole pools; how long changes of policies take; X.509, SAML and workforce pools, Credential
+// Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS; key files as passwords; the Artifact Registry API. Whether Compute
+// Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a token, and never widen it.
+//
+// Where a cloud documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.
 package cloud

@@ -201,14 +201,14 @@ func (g *GoogleInstance) value(path string) (string, bool) {
 	case "/instance/zone":
 		return "projects/" + number + "/zones/europe-west1-b", true
 	case "/instance/service-accounts/":
-		list := ""
+		var entries []string
 		for i, a := range g.accounts {
 			if i == 0 {
-				list += "default/\n"
+				entries = append(entries, "default/")
 			}
-			list += a.Email + "/\n"
+			entries = append(entries, a.Email+"/")
 		}
-		return list, true
+		return lines(entries), true
 	}
 	if name, ok := strings.CutPrefix(path, "/instance/attributes/"); ok {
 		text, ok := g.attributes[name]
@@ -255,11 +255,10 @@ func (g *GoogleInstance) serveAccount(w http.ResponseWriter, r *http.Request, na
 }
 
 func lines(all []string) string {
-	text := ""
-	for _, s := range all {
-		text += s + "\n"
+	if len(all) == 0 {
+		return ""
 	}
-	return text
+	return strings.Join(all, "\n") + "\n"
 }
 
 // token gives an account's access token. Scopes that are asked for narrow it; what the instance does not have is not to be had by asking.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,8 +18,8 @@ func (g *GoogleInstance) metadata(ctx context.Context, path string, headers ...s
 	if err != nil {
 		return googleAnswer{}, "", err
 	}
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
+	for pair := range slices.Chunk(headers, 2) {
+		r.Header.Set(pair[0], pair[1])
 	}
 	response, err := http.DefaultTransport.RoundTrip(r)
 	if err != nil {
@@ -32,8 +33,9 @@ func (g *GoogleInstance) metadata(ctx context.Context, path string, headers ...s
 }
 
 func TestGoogleMetadata(t *testing.T) {
+	const other = "other@images.iam.gserviceaccount.com"
 	c := New(t)
-	g := c.GoogleInstance(ServiceAccount{Email: testAccountEmail}, ServiceAccount{Email: "other@images.iam.gserviceaccount.com"})
+	g := c.GoogleInstance(ServiceAccount{Email: testAccountEmail}, ServiceAccount{Email: other})
 	g.SetScopes(scopePrefix+"devstorage.read_only", scopePrefix+"logging.write")
 	g.SetAttribute("cluster-name", "c1")
 	number := strconv.FormatInt(g.ProjectNumber(), 10)
@@ -53,9 +55,9 @@ func TestGoogleMetadata(t *testing.T) {
 		{name: "the zone", path: "/computeMetadata/v1/instance/zone", headers: flavor, status: 200, body: "projects/" + number + "/zones/europe-west1-b"},
 		{name: "an attribute", path: "/computeMetadata/v1/instance/attributes/cluster-name", headers: flavor, status: 200, body: "c1"},
 		{name: "no such attribute", path: "/computeMetadata/v1/instance/attributes/x", headers: flavor, status: 404},
-		{name: "the accounts", path: accounts, headers: flavor, status: 200, body: "default/\n" + testAccountEmail + "/\nother@images.iam.gserviceaccount.com/\n"},
+		{name: "the accounts", path: accounts, headers: flavor, status: 200, body: "default/\n" + testAccountEmail + "/\n" + other + "/\n"},
 		{name: "the default account", path: accounts + "default/email", headers: flavor, status: 200, body: testAccountEmail, principal: testAccountEmail},
-		{name: "an account by name", path: accounts + "other@images.iam.gserviceaccount.com/email", headers: flavor, status: 200, body: "other@images.iam.gserviceaccount.com", principal: "other@images.iam.gserviceaccount.com"},
+		{name: "an account by name", path: accounts + other + "/email", headers: flavor, status: 200, body: other, principal: other},
 		{name: "aliases", path: accounts + "default/aliases", headers: flavor, status: 200, body: "default\n", principal: testAccountEmail},
 		{name: "scopes", path: accounts + "default/scopes", headers: flavor, status: 200, body: scopePrefix + "devstorage.read_only\n" + scopePrefix + "logging.write\n", principal: testAccountEmail},
 		{name: "an account's entries", path: accounts + "default/", headers: flavor, status: 200, body: "aliases\nemail\nidentity\nscopes\ntoken\n", principal: testAccountEmail},

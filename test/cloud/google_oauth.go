@@ -10,7 +10,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-const googleTokenURI = "https://oauth2.googleapis.com/token" //nolint:gosec // an address, no secret
+const googleTokenURI = "https://oauth2.googleapis.com/token"
 
 // googleLife is how long Google's access tokens live.
 const googleLife = 3599 * time.Second

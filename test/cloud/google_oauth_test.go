@@ -52,8 +52,8 @@ func (c *Cloud) send(t testing.TB, method, address, body string, headers ...stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
+	for pair := range slices.Chunk(headers, 2) {
+		r.Header.Set(pair[0], pair[1])
 	}
 	response, err := client.Do(r)
 	if err != nil {
@@ -132,7 +132,8 @@ func TestServiceAccountKeys(t *testing.T) {
 	c.AddServiceAccount(ServiceAccount{Email: testAccountEmail, UniqueID: "112233445566778899001"})
 	c.AddServiceAccount(ServiceAccount{Email: "other@images.iam.gserviceaccount.com"})
 	f, key := readKeyFile(t, c.ServiceAccountKeyFile(testAccountEmail))
-	if f.Type != "service_account" || f.ProjectID != "images" || f.ClientEmail != testAccountEmail || f.ClientID != "112233445566778899001" || f.TokenURI != googleTokenURI || f.Universe != "googleapis.com" {
+	if f.Type != "service_account" || f.ProjectID != "images" || f.ClientEmail != testAccountEmail ||
+		f.ClientID != "112233445566778899001" || f.TokenURI != googleTokenURI || f.Universe != "googleapis.com" {
 		t.Errorf("%+v", f)
 	}
 	foreign, _ := readKeyFile(t, c.ServiceAccountKeyFile("other@images.iam.gserviceaccount.com"))
@@ -317,7 +318,7 @@ func TestGoogleTokenEndpoint(t *testing.T) {
 	c := New(t)
 	for _, test := range []struct {
 		name, kind, body, operation, want string
-		fault                                           *Fault
+		fault                             *Fault
 	}{
 		{name: "no grant", body: "x=y", operation: "POST /token", want: "400 invalid_request: Missing required parameter: grant_type"},
 		{name: "another grant", body: "grant_type=password", operation: "password", want: "400 unsupported_grant_type: Invalid grant_type: password"},

@@ -89,10 +89,10 @@ type federated struct {
 }
 
 const (
-	tokenTypeAccess = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // a name, no secret
-	tokenTypeJWT    = "urn:ietf:params:oauth:token-type:jwt"          //nolint:gosec // a name, no secret
-	tokenTypeID     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // a name, no secret
-	tokenTypeAWS    = "urn:ietf:params:aws:token-type:aws4_request"   //nolint:gosec // a name, no secret
+	tokenTypeAccess = "urn:ietf:params:oauth:token-type:access_token"
+	tokenTypeJWT    = "urn:ietf:params:oauth:token-type:jwt"
+	tokenTypeID     = "urn:ietf:params:oauth:token-type:id_token"
+	tokenTypeAWS    = "urn:ietf:params:aws:token-type:aws4_request"
 )
 
 var googleAudience = regexp.MustCompile(`^(//iam\.googleapis\.com/projects/\d+/locations/global/workloadIdentityPools/[a-z0-9-]+/providers/[a-z0-9-]+|identitynamespace:[^:]+:https://.+)$`)
