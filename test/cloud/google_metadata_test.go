@@ -59,6 +59,10 @@ func TestGoogleMetadata(t *testing.T) {
 		{name: "the default account", path: accounts + "default/email", headers: flavor, status: 200, body: testAccountEmail, principal: testAccountEmail},
 		{name: "an account by name", path: accounts + other + "/email", headers: flavor, status: 200, body: other, principal: other},
 		{name: "aliases", path: accounts + "default/aliases", headers: flavor, status: 200, body: "default\n", principal: testAccountEmail},
+		{
+			name: "all of another account", path: accounts + other + "/?recursive=true", headers: flavor, status: 200, principal: other,
+			body: `{"aliases":[],"email":"` + other + `","scopes":["` + scopePrefix + `devstorage.read_only","` + scopePrefix + `logging.write"]}` + "\n",
+		},
 		{name: "scopes", path: accounts + "default/scopes", headers: flavor, status: 200, body: scopePrefix + "devstorage.read_only\n" + scopePrefix + "logging.write\n", principal: testAccountEmail},
 		{name: "an account's entries", path: accounts + "default/", headers: flavor, status: 200, body: "aliases\nemail\nidentity\nscopes\ntoken\n", principal: testAccountEmail},
 		{

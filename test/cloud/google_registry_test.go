@@ -134,6 +134,9 @@ func TestGoogleRegistryOverHTTP(t *testing.T) {
 			if want := `Bearer realm="https://` + host + `/v2/token",service="` + host + `"`; (answer.status == 401) != strings.HasPrefix(challenge, want) {
 				t.Errorf("challenge %q", challenge)
 			}
+			if manifest := strings.Contains(test.path, "/manifests/"); answer.status == 401 && manifest != strings.HasSuffix(challenge, `,scope="repository:images/app/a:pull"`) {
+				t.Errorf("challenge %q", challenge)
+			}
 		})
 	}
 	c.SetClockOffset(time.Hour)
@@ -143,5 +146,28 @@ func TestGoogleRegistryOverHTTP(t *testing.T) {
 	c.Fail(Fault{Service: "registry", Status: 503, Code: "UNAVAILABLE"})
 	if answer := get("/v2/", basic(access)); answer.status != 503 {
 		t.Errorf("a fault: %d", answer.status)
+	}
+}
+
+func TestMembers(t *testing.T) {
+	const pool = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool"
+	for _, test := range []struct {
+		principal, member string
+		want              bool
+	}{
+		{"me@example.com", "me@example.com", true},
+		{"principal:" + pool + "/subject/me", "principal:" + pool + "/subject/me", true},
+		{"principal:" + pool + "/subject/me", "principalSet:" + pool + "/*", true},
+		{"me@example.com", "you@example.com", false},
+		{"me@example.com", "principalSet:" + pool + "/*", false},
+		{"principal:" + pool + "/subject/me", "principal:" + pool + "/subject/you", false},
+		{"principal:" + pool + "/subject/me", "principal:" + pool + "/*", false},
+		{"principal:" + pool + "/subject/me", strings.TrimPrefix(pool, "//") + "/*", false},
+		{"principal:" + pool + "2/subject/me", "principalSet:" + pool + "/*", false},
+		{"", "", false},
+	} {
+		if got := isMember(test.principal, test.member); got != test.want {
+			t.Errorf("%q among %q: %v", test.principal, test.member, got)
+		}
 	}
 }

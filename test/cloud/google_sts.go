@@ -262,7 +262,7 @@ func (c *Cloud) federateAWS(p WorkloadProvider, token string) (federated, *refus
 	if err != nil || u.Scheme != "https" || u.Path != "" && u.Path != "/" || u.Query().Get("Action") != "GetCallerIdentity" || signed.Method != http.MethodPost {
 		return federated{}, notGranted("Invalid format of AWS credentials: this is no request for GetCallerIdentity.")
 	}
-	r, err := http.NewRequestWithContext(unlogged(c.done), http.MethodPost, signed.URL, strings.NewReader(signed.Body))
+	r, err := http.NewRequestWithContext(c.done, http.MethodPost, signed.URL, strings.NewReader(signed.Body))
 	if err != nil {
 		return federated{}, notGranted("Invalid format of AWS credentials.")
 	}
