@@ -53,7 +53,7 @@ const (
 func (f *file) options(scope string, calls *calls) (*externalaccount.Options, error) {
 	var e externalAccount
 	if err := json.Unmarshal(f.content, &e); err != nil {
-		return nil, f.incomplete() //nolint:nilerr // which could quote a secret
+		return nil, f.incomplete() // in the place of the parser's own error, which could quote a secret
 	}
 	if e.CredentialSource.Executable == nil {
 		return nil, nil //nolint:nilnil // for the library to read
