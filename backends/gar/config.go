@@ -38,7 +38,7 @@ type Config struct {
 	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: where the pod's token can be exchanged, else the node's
 	// identity) or "Require".
 	PodIdentity PodIdentity `json:"podIdentity"`
-	// PodWorkloadIdentityProvider is the provider of a Workload Identity Federation pool that takes pods' tokens, as WorkloadIdentityProvider. Default: GKE's own pool, of PodProject and PodCluster.
+	// PodWorkloadIdentityProvider is the provider of a Workload Identity Federation pool that takes pods' tokens, as WorkloadIdentityProvider. Default: the workload pool of the GKE cluster that issued the token.
 	PodWorkloadIdentityProvider string `json:"podWorkloadIdentityProvider"`
 
 	// Hosts are further registries of Google's, for universes and sovereign clouds: names such as u-france-east1-docker.s3nsregistry.fr, in which "*" stands for any part of a label.
