@@ -167,6 +167,7 @@ func TestFailures(t *testing.T) {
 		{"something behind the JSON", `{} ` + canary, nil, backends.KindMisconfigured, []string{"line 1, column 4"}},
 		{"broken base64 names the entry", `{"auths":{"r.example":{"auth":"` + canary + `!"}}}`, nil, backends.KindMisconfigured, []string{`auths["r.example"]`, "base64"}},
 		{"auth without a colon", `{"auths":{"r.example":{"auth":"` + b64(canary) + `"}}}`, nil, backends.KindMisconfigured, []string{`auths["r.example"]`, "username:password"}},
+		{"auth that is no text", `{"auths":{"r.example":{"auth":"` + b64("\xff"+canary+":"+canary) + `"}}}`, nil, backends.KindMisconfigured, []string{`auths["r.example"]`, "username:password"}},
 		{"an identity token", `{"auths":{"r.example":{"auth":"` + b64("u:") + `","identitytoken":"` + canary + `"}}}`, nil, backends.KindMisconfigured, []string{`auths["r.example"]`, "identity token", "log in with"}},
 		{"a registry token", `{"auths":{"r.example":{"registrytoken":"` + canary + `"}}}`, nil, backends.KindMisconfigured, []string{"identity token"}},
 		{"an identity token from a helper", `{"credsStore":"one"}`, map[string]string{"one": has("r.example", "<token>", canary)}, backends.KindMisconfigured, []string{"docker-credential-one", "identity token"}},

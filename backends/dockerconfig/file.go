@@ -13,6 +13,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/docker/cli/cli/config/credentials"
 	"github.com/docker/cli/cli/config/types"
@@ -215,7 +216,7 @@ func decodeAuth(auth string) (username, password string, err error) {
 		return "", "", errors.New(`its "auth" is not base64`) // the cause might quote a part of it
 	}
 	username, password, ok := strings.Cut(string(decoded), ":")
-	if !ok || username == "" {
+	if !ok || username == "" || !utf8.Valid(decoded) { // only text can be answered
 		return "", "", errors.New(`its "auth" is not the base64 of "username:password"`)
 	}
 	return username, strings.Trim(password, "\x00"), nil
