@@ -36,7 +36,7 @@ const username = "oauth2accesstoken"
 
 // Credentials answers for one image, with a token for its host and for no other.
 func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backends.Response, error) {
-	reg, ok := parseHost(req.Image, b.cfg.Hosts)
+	reg, ok := parseHost(req.Image, b.cfg.Hosts, b.cfg.UniverseDomain)
 	if !ok {
 		slog.InfoContext(ctx, "the image is in no registry of Google's that is known here: its host can be named in hosts, if it is one", "host", req.Image.Host())
 		return backends.Response{}, nil
@@ -74,6 +74,9 @@ func (b *Backend) token(ctx context.Context, req backends.Request, reg registry)
 	who, err := b.who(req, reg)
 	if err != nil {
 		return token{}, err
+	}
+	if own := b.cfg.UniverseDomain; own != "" && own != reg.universe {
+		return token{}, backends.InvalidConfig("universeDomain", "%s takes tokens of %s, and this provider's are of %s: give the images of each a provider of their own", reg.host, reg.universe, own)
 	}
 	return b.tokens.Get(ctx, who.key(), who.until, func(ctx context.Context) (token, error) {
 		defer backends.Span(ctx, "Google identity")()

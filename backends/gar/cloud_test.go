@@ -177,7 +177,7 @@ func TestIdentities(t *testing.T) {
 			if !ok || principal != test.want {
 				t.Errorf("a token of %q, want %q", principal, test.want)
 			}
-			if asked := scopes; principal == puller && !strings.Contains(name, "machine") && !slices.Equal(asked, []string{scopeRead}) {
+			if asked := scopes; principal == puller && !strings.Contains(name, "account of the machine") && !slices.Equal(asked, []string{scopeRead}) {
 				t.Errorf("its scopes are %q, want %s alone", asked, scopeRead)
 			}
 			// The same again asks nobody.

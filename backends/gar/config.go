@@ -35,15 +35,15 @@ type Config struct {
 	// ServiceAccounts are service accounts for the images of certain projects, each in the place of Impersonate.
 	ServiceAccounts []ProjectAccount `json:"serviceAccounts"`
 
-	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: where the pod's token can be exchanged, else the node's
-	// identity) or "Require".
+	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: for every pod with PodWorkloadIdentityProvider, else for those
+	// whose service account is annotated iam.gke.io/enable-wi-image-pull: "true"; the node's identity for the rest) or "Require".
 	PodIdentity PodIdentity `json:"podIdentity"`
 	// PodWorkloadIdentityProvider is the provider of a Workload Identity Federation pool that takes pods' tokens, as WorkloadIdentityProvider. Default: the workload pool of the GKE cluster that issued the token.
 	PodWorkloadIdentityProvider string `json:"podWorkloadIdentityProvider"`
 
-	// Hosts are further registries of Google's, for universes and sovereign clouds: names such as u-france-east1-docker.s3nsregistry.fr, in which "*" stands for any part of a label.
+	// Hosts are further registries of Google's, for universes and sovereign clouds, in UniverseDomain: names such as u-france-east1-docker.s3nsregistry.fr, in which "*" stands for any part of a label.
 	Hosts []string `json:"hosts"`
-	// UniverseDomain is the domain of Google's APIs. Default: what the credentials say, or googleapis.com.
+	// UniverseDomain is the domain of Google's APIs, whose tokens the registries take; needed with Hosts. Credentials of another universe are refused. Default: googleapis.com.
 	UniverseDomain string `json:"universeDomain"`
 
 	// Proxy is the URL of the proxy for Google's APIs. It takes the place of HTTPS_PROXY; NO_PROXY still holds. The metadata server is never asked through a proxy.
@@ -158,6 +158,9 @@ func (c *Config) validate() error {
 			problem(fmt.Sprintf("hosts[%d]", i), "want the name of a registry in lower case, with at least two labels behind the first one without *, such as *-docker.registry.example, got %q", host)
 		}
 	}
+	if len(c.Hosts) > 0 && c.UniverseDomain == "" {
+		problem("universeDomain", "want the domain of the APIs whose tokens the registries in hosts take, such as %s", defaultUniverse)
+	}
 	if c.UniverseDomain != "" && !validDomain(c.UniverseDomain) {
 		problem("universeDomain", "want a domain in lower case, such as googleapis.com, got %q", c.UniverseDomain)
 	}
@@ -203,7 +206,7 @@ func validDomain(s string) bool {
 	return len(s) <= 253 && len(labels) > 1 && !slices.ContainsFunc(labels, func(label string) bool { return !consistsOf(label, "-", 1, 63) })
 }
 
-// validProject: 6 to 30 letters, digits and hyphens, and maybe a domain before it (https://cloud.google.com/resource-manager/docs/creating-managing-projects).
+// validProject: letters, digits and hyphens, 6 to 30 nowadays and fewer of old, and maybe a domain before it (https://cloud.google.com/resource-manager/docs/creating-managing-projects).
 func validProject(s string) bool {
 	domain, id, scoped := strings.Cut(s, ":")
 	if !scoped {

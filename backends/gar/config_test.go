@@ -58,6 +58,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		},
 		"a host that is a domain": {Config{Hosts: []string{"*.example"}}, "hosts[0]: want"},
 		"a host with two *":       {Config{Hosts: []string{"a.*.registry.example"}}, "hosts[0]: want"},
+		"hosts of no universe":    {Config{Hosts: []string{"*-docker.s3nsregistry.fr"}}, "universeDomain: want the domain of the APIs"},
 		"no universe":             {Config{UniverseDomain: "https://x"}, "universeDomain: want"},
 		"no proxy":                {Config{Proxy: "proxy:secret"}, "proxy: want"},
 		"no way to use pods":      {Config{PodIdentity: "prefer"}, "podIdentity: want"},

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -32,8 +33,11 @@ type exchange struct {
 // calls is the way to Google for one token. It remembers the last exchange: Google's libraries quote in their errors what was answered, which may have a token in it, so that messages are made of this.
 type calls struct {
 	*google
-	metadata bool // answers have to be those of Google's metadata server
-	last     exchange
+	metadata bool // Google's metadata server is asked, and answers have to be its own
+
+	mu   sync.Mutex // what a library goes on asking in the background is nobody's last exchange
+	last exchange
+	over bool
 }
 
 func (g *google) calls() *calls { return &calls{google: g} }
@@ -48,30 +52,49 @@ const maxAnswer = 1 << 20
 
 // RoundTrip implements http.RoundTripper.
 func (c *calls) RoundTrip(r *http.Request) (*http.Response, error) {
-	c.last = exchange{host: r.URL.Host, link: isMetadata(r.URL.Hostname())}
-	resp, err := c.transport.RoundTrip(r)
-	if err != nil {
-		c.last.err = unanswered(r.Context(), err)
-		_, c.last.absent = errors.AsType[*absentError](c.last.err)
-		return nil, c.last.err // and not the transport's own: libraries try those again that say they are temporary
+	last := exchange{host: r.URL.Host, link: c.metadata || isMetadata(r.URL.Hostname())}
+	resp, err := c.exchange(r, &last)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.last = last
 	}
-	c.last.status, c.last.date = resp.StatusCode, resp.Header.Get("Date")
+	return resp, err
+}
+
+func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error) {
+	way := c.transport
+	if c.metadata {
+		way = c.link
+	}
+	if last.link {
+		ctx, cancel := context.WithTimeout(r.Context(), linkTimeout)
+		defer cancel()
+		r = r.WithContext(ctx)
+	}
+	resp, err := way.RoundTrip(r)
+	if err != nil {
+		last.err = unanswered(r.Context(), err)
+		_, last.absent = errors.AsType[*absentError](last.err)
+		return nil, last.err // and not the transport's own: libraries try those again that say they are temporary
+	}
+	last.status, last.date = resp.StatusCode, resp.Header.Get("Date")
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	_ = resp.Body.Close()
 	switch {
 	case err != nil:
-		c.last.err = unanswered(r.Context(), err)
+		last.err = unanswered(r.Context(), err)
 	case len(body) > maxAnswer:
-		c.last.err = errors.New("the answer is too long")
+		last.err = errors.New("the answer is too long")
 	case c.metadata && resp.Header.Get("Metadata-Flavor") != "Google":
-		c.last.notGoogle = true
-		c.last.err = fmt.Errorf("what answers is not Google's metadata server (HTTP status %d)", resp.StatusCode)
+		last.notGoogle = true
+		last.err = fmt.Errorf("what answers is not Google's metadata server (HTTP status %d)", resp.StatusCode)
 	}
-	if c.last.err != nil {
-		return nil, c.last.err
+	if last.err != nil {
+		return nil, last.err
 	}
 	if resp.StatusCode != http.StatusOK {
-		c.last.code = codeOf(body)
+		last.code = codeOf(body)
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil
@@ -122,7 +145,7 @@ const maxSkew = 4 * time.Minute
 
 // explain makes the error of calls that failed: what was being done, what came of it, and what to do, which advice may know better.
 func (c *calls) explain(ctx context.Context, err error, doing string, advice func(exchange) string) error {
-	last := c.last
+	last := c.end()
 	text := doing
 	if last.host != "" {
 		text += ": " + last.host
@@ -153,7 +176,7 @@ func (c *calls) explain(ctx context.Context, err error, doing string, advice fun
 		text += ": " + remedy
 	}
 	kind := backends.Unavailable
-	if last.status >= 400 && last.status < 500 && last.status != http.StatusTooManyRequests && last.status != http.StatusRequestTimeout || last.notGoogle || last.untrusted() {
+	if last.final() || last.untrusted() {
 		kind = backends.Refused
 	}
 	return kind(&callError{last.status, text})
@@ -166,6 +189,20 @@ func (e exchange) skew(now time.Time) time.Duration {
 		return 0
 	}
 	return now.Sub(date)
+}
+
+// final says that asking again soon is pointless: a refusal, or somebody else in the place of Google's metadata server, unless it is one that is busy or broken itself.
+func (e exchange) final() bool {
+	busy := e.status == http.StatusTooManyRequests || e.status == http.StatusRequestTimeout || e.status >= 500
+	return !busy && (e.status >= 400 || e.notGoogle)
+}
+
+// end is the last exchange, after which none is remembered.
+func (c *calls) end() exchange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	return c.last
 }
 
 func (e exchange) untrusted() bool {

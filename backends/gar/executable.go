@@ -1,6 +1,7 @@
 package gar
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,8 +18,9 @@ import (
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
-// externalAccount is what is read of an external_account file whose token comes from a program (https://google.aip.dev/auth/4117). Google's library would run it as it is named there; here its file passes
-// the same checks as a backend's, and it ends with this process.
+// externalAccount is what is read of an external_account file whose token comes from a program (https://google.aip.dev/auth/4117). Google's library would run it as it is named there, if
+// GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES is 1; here its file and the one that names it pass the same checks as a backend's, which takes that variable's place, and it ends with this process. It is run for each
+// token: output_file is not looked at.
 type externalAccount struct {
 	Audience                 string `json:"audience"`
 	SubjectTokenType         string `json:"subject_token_type"`
@@ -27,7 +29,11 @@ type externalAccount struct {
 	ClientID                 string `json:"client_id"`
 	ClientSecret             string `json:"client_secret"`
 	WorkforcePoolUserProject string `json:"workforce_pool_user_project"`
-	CredentialSource         struct {
+	UniverseDomain           string `json:"universe_domain"`
+	Impersonation            struct {
+		TokenLifetimeSeconds int `json:"token_lifetime_seconds"`
+	} `json:"service_account_impersonation"`
+	CredentialSource struct {
 		Executable *struct {
 			Command       string `json:"command"`
 			TimeoutMillis int    `json:"timeout_millis"`
@@ -66,8 +72,9 @@ func (f *file) options(scope string, calls *calls) (*externalaccount.Options, er
 		return nil, backends.InvalidConfig("", "credentials of %s: executable.timeout_millis: want 5000 to 120000, got %d", f.path, timeout.Milliseconds())
 	}
 	return &externalaccount.Options{
-		Audience: e.Audience, SubjectTokenType: e.SubjectTokenType, TokenURL: e.TokenURL, ServiceAccountImpersonationURL: e.ImpersonationURL, ClientID: e.ClientID, ClientSecret: e.ClientSecret,
-		WorkforcePoolUserProject: e.WorkforcePoolUserProject, Scopes: []string{scope}, UniverseDomain: f.cfg.UniverseDomain, Client: calls.client(), Logger: silent,
+		Audience: e.Audience, SubjectTokenType: e.SubjectTokenType, TokenURL: e.TokenURL, ServiceAccountImpersonationURL: e.ImpersonationURL,
+		ServiceAccountImpersonationLifetimeSeconds: e.Impersonation.TokenLifetimeSeconds, ClientID: e.ClientID, ClientSecret: e.ClientSecret,
+		WorkforcePoolUserProject: e.WorkforcePoolUserProject, Scopes: []string{scope}, UniverseDomain: cmp.Or(e.UniverseDomain, f.google.universe()), Client: calls.client(), Logger: silent,
 		SubjectTokenProvider: &program{e.CredentialSource.Executable.Command, timeout, e.ImpersonationURL},
 	}, nil
 }

@@ -47,7 +47,7 @@ func TestFailures(t *testing.T) {
 			g.Refuse()
 			setenv(t, g.Environ()...)
 			return Config{}
-		}, false, []string{"no credentials: GOOGLE_APPLICATION_CREDENTIALS is not set, there is no file ", "application_default_credentials.json, and no metadata server answers", "credentialsFile"}},
+		}, false, []string{"no credentials: GOOGLE_APPLICATION_CREDENTIALS is not set (or not named in inheritEnv), there is no file ", "application_default_credentials.json, and no metadata server answers", "credentialsFile"}},
 		"no metadata server": {func(t *testing.T, c *cloud.Cloud) Config {
 			g := c.GoogleInstance()
 			g.Refuse()
@@ -75,7 +75,7 @@ func TestFailures(t *testing.T) {
 			return machine(t, c)
 		}, false, []string{"the answer is none that Google documents"}},
 		"no file":     {func(*testing.T, *cloud.Cloud) Config { return Config{CredentialsFile: "/nonexistent/key.json"} }, true, []string{"/nonexistent/key.json (credentialsFile): no such file"}},
-		"a directory": {func(t *testing.T, _ *cloud.Cloud) Config { return Config{CredentialsFile: t.TempDir()} }, true, []string{"is a directory"}},
+		"a directory": {func(t *testing.T, _ *cloud.Cloud) Config { return Config{CredentialsFile: t.TempDir()} }, true, []string{"it is no regular file"}},
 		"no JSON": {func(t *testing.T, _ *cloud.Cloud) Config {
 			return Config{CredentialsFile: write(t, "key.json", []byte(`{"private_key": planted`))}
 		}, true, []string{"it is not JSON"}},
@@ -115,6 +115,44 @@ func TestFailures(t *testing.T) {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: planted})
 			return key(t, c, nil)
 		}, false, []string{"the answer is none that Google documents"}},
+		"a service that grants nothing": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: `{"token_type": "Bearer", "expires_in": 3600}`})
+			return key(t, c, nil)
+		}, false, []string{"the answer is none that Google documents"}},
+		"a service that grants what has ended": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: `{"access_token": "` + planted + `", "token_type": "Bearer"}`})
+			return key(t, c, nil)
+		}, false, []string{"the answer is none that Google documents"}},
+		"a program behind an impersonation": {func(t *testing.T, _ *cloud.Cloud) Config {
+			t.Setenv("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")
+			return Config{CredentialsFile: write(t, "adc.json", object(t, map[string]any{
+				"type": "impersonated_service_account", "service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + puller + ":generateAccessToken",
+				"source_credentials": map[string]any{"type": "external_account", "credential_source": map[string]any{"executable": map[string]any{"command": "/bin/false"}}},
+			}))}
+		}, true, []string{"a program to be run", "impersonate"}},
+		"a token's file that is not there": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
+				"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token", "credential_source": map[string]any{"file": "/nonexistent/token"},
+			}))}
+		}, false, []string{"its token is to be in /nonexistent/token"}},
+		"a client certificate": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{"type": "external_account", "credential_source": map[string]any{"certificate": map[string]any{"use_default_certificate_config": true}}}))}
+		}, true, []string{"X.509"}},
+		"a program named by a file that others may write": {func(t *testing.T, _ *cloud.Cloud) Config {
+			file := write(t, "external.json", object(t, map[string]any{"type": "external_account", "credential_source": map[string]any{"executable": map[string]any{"command": "/bin/false"}}}))
+			if err := os.Chmod(file, 0o622); err != nil {
+				t.Fatal(err)
+			}
+			return Config{CredentialsFile: file}
+		}, true, []string{"it names a program to be run", "is not safe to use"}},
+		"credentials of another universe": {func(t *testing.T, c *cloud.Cloud) Config {
+			return key(t, c, func(f map[string]any) { f["universe_domain"] = "s3nsapis.fr" })
+		}, true, []string{"the credentials are of universe s3nsapis.fr, and the registries' tokens of googleapis.com"}},
+		"a registry of another universe": {func(t *testing.T, c *cloud.Cloud) Config {
+			cfg := key(t, c, nil)
+			cfg.UniverseDomain = "s3nsapis.fr"
+			return cfg
+		}, true, []string{host + " takes tokens of googleapis.com, and this provider's are of s3nsapis.fr"}},
 		"a service that says too much": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 400, Body: `{"error": "` + planted + ` 1"}`})
 			return key(t, c, nil)

@@ -42,10 +42,7 @@ var awsSource = externalaccount.CredentialSource{ //nolint:gosec // G101: addres
 func (f *federation) token(ctx context.Context, scope string) (token, error) {
 	calls := f.calls()
 	doing := fmt.Sprintf("exchange %s at Google's Security Token Service", f.of)
-	domain, err := f.universe(ctx)
-	if err != nil {
-		return token{}, err
-	}
+	domain := f.google.universe()
 	options := externalaccount.Options{
 		Audience: f.audience, SubjectTokenType: typeJWT, TokenURL: "https://sts." + domain + "/v1/token", Scopes: []string{scope},
 		UniverseDomain: domain, Client: calls.client(), Logger: silent,
@@ -67,17 +64,16 @@ func (f *federation) token(ctx context.Context, scope string) (token, error) {
 	if err != nil {
 		return token{}, calls.explain(ctx, err, doing, func(last exchange) string { return f.advice(last) })
 	}
-	return token{backends.Secret(t.Value), t.Expiry}, nil
+	return granted(t, doing, f.now())
 }
 
-func (f *federation) universe(context.Context) (string, error) {
-	if f.cfg.UniverseDomain != "" {
-		return f.cfg.UniverseDomain, nil
-	}
-	return defaultUniverse, nil
-}
+// universe is the one whose Security Token Service is asked.
+func (f *federation) universe(context.Context) (string, error) { return f.google.universe(), nil }
 
 func (f *federation) advice(last exchange) string {
+	if f.aws && last.link {
+		return "no AWS identity: off EC2, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION have to be there (named in inheritEnv); in a container on EC2, the instance's metadata hop limit has to be 2"
+	}
 	switch last.code {
 	case "invalid_grant":
 		return fmt.Sprintf("the pool's provider does not take it: its issuer, audience, attribute mapping and condition are to be seen with `gcloud iam workload-identity-pools providers describe`; it was asked of %s", f.audience)
@@ -120,7 +116,7 @@ func (t webToken) SubjectToken(ctx context.Context, _ *externalaccount.RequestOp
 const impersonatedLife = time.Hour
 
 // impersonate asks for a token of a service account with another identity's token (https://cloud.google.com/iam/docs/reference/credentials/rest/v1/projects.serviceAccounts/generateAccessToken).
-func (g *google) impersonate(ctx context.Context, universe string, by token, as account) (token, error) {
+func (g *google) impersonate(ctx context.Context, by token, as account) (token, error) {
 	doing := "token of service account " + as.email
 	calls := g.calls()
 	ask := struct {
@@ -135,7 +131,7 @@ func (g *google) impersonate(ctx context.Context, universe string, by token, as 
 	if err != nil {
 		return token{}, err
 	}
-	url := "https://iamcredentials." + universe + "/v1/projects/-/serviceAccounts/" + as.email + ":generateAccessToken"
+	url := "https://iamcredentials." + g.universe() + "/v1/projects/-/serviceAccounts/" + as.email + ":generateAccessToken"
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return token{}, err

@@ -2,10 +2,14 @@ package gar
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,7 +33,7 @@ func resource(p cloud.WorkloadProvider) string {
 	return strings.TrimPrefix(p.Audience(), "//iam.googleapis.com/")
 }
 
-// podToken is a token of a service account, as the API server makes them.
+// tokenFor is a token of a service account, as the API server makes them.
 func tokenFor(i *cloud.Issuer, namespace, name, audience string) backends.Secret {
 	return backends.Secret(i.Token(map[string]any{
 		"aud": []string{audience}, "sub": "system:serviceaccount:" + namespace + ":" + name,
@@ -72,6 +76,20 @@ func TestTokensOfOtherIssuers(t *testing.T) {
 		"an external account's file": {func(t *testing.T, _ *cloud.Cloud, token string) Config {
 			return external(t, map[string]any{"file": write(t, "token", []byte(token))})
 		}, pool.Principal(nodeGroup)},
+		"an external account's URL, as a service account": {func(t *testing.T, c *cloud.Cloud, token string) Config {
+			c.AllowImpersonation(pool.PrincipalSet(), puller)
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("X-Who") == "node" {
+					_, _ = w.Write([]byte(`{"access_token": "` + token + `"}`))
+				}
+			}))
+			t.Cleanup(server.Close)
+			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
+				"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token",
+				"service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + puller + ":generateAccessToken",
+				"credential_source":                 map[string]any{"url": server.URL, "headers": map[string]any{"X-Who": "node"}, "format": map[string]any{"type": "json", "subject_token_field_name": "access_token"}},
+			}))}
+		}, puller},
 		"an external account's program": {func(t *testing.T, _ *cloud.Cloud, token string) Config {
 			if runtime.GOOS == "windows" {
 				t.Skip("a shell script")
@@ -186,6 +204,28 @@ func TestPodsAreKeptApart(t *testing.T) {
 	}
 }
 
+// TestManyPodsAtOnce: each gets its own token, whoever asks meanwhile.
+func TestManyPodsAtOnce(t *testing.T) {
+	c := setUp(t)
+	of := c.AddGKECluster(cluster)
+	b := backendFor(t, c, Config{PodIdentity: PodIdentityRequire})
+	var all sync.WaitGroup
+	for i := range 40 {
+		name := "pod-" + strconv.Itoa(i%8)
+		all.Go(func() {
+			got, err := b.Credentials(t.Context(), backends.Request{Image: image, Token: tokenFor(of, "team", name, cluster.Pool())})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if principal, want := principalOf(t, c, got.Credentials[0]), cluster.Principal("team", name); principal != want {
+				t.Errorf("%s got a token of %s", want, principal)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // TestNothingOutlivesAPodsToken: what was got for it is not answered for it once it has expired.
 func TestNothingOutlivesAPodsToken(t *testing.T) {
 	c := setUp(t)
@@ -193,7 +233,10 @@ func TestNothingOutlivesAPodsToken(t *testing.T) {
 	now := time.Now()
 	b.tokens.Now = func() time.Time { return now }
 	c.GrantReader(project, cluster.Principal("team", "a"))
-	req := backends.Request{Image: image, Annotations: map[string]string{pullAnnotation: "true"}, Token: tokenFor(c.AddGKECluster(cluster), "team", "a", cluster.Pool())}
+	of := c.AddGKECluster(cluster)
+	long := backends.Request{Image: image, Annotations: map[string]string{pullAnnotation: "true"}, Token: tokenFor(of, "team", "a", cluster.Pool())}
+	short := long
+	short.Token = backends.Secret(of.Token(map[string]any{"aud": []string{cluster.Pool()}, "sub": "system:serviceaccount:team:a", "exp": now.Add(10 * time.Minute).Unix()}))
 	exchanges := func() (n int) {
 		for _, r := range c.Requests() {
 			if r.Service == "google-sts" {
@@ -202,16 +245,26 @@ func TestNothingOutlivesAPodsToken(t *testing.T) {
 		}
 		return n
 	}
-	pull(t, c, b, req)
-	now = now.Add(25 * time.Minute)
-	pull(t, c, b, req)
-	if n := exchanges(); n != 1 {
-		t.Fatalf("%d exchanges within half of the token's life, want one", n)
+	ask := func(req backends.Request) {
+		t.Helper()
+		if _, err := b.Credentials(t.Context(), req); err != nil {
+			t.Error(err)
+		}
 	}
-	now = now.Add(40 * time.Minute)
-	_, _ = b.Credentials(t.Context(), req)
+	// What is got for a token lives as long as it, and is kept for half of that.
+	ask(long)
+	ask(short)
+	now = now.Add(4 * time.Minute)
+	ask(long)
+	ask(short)
 	if n := exchanges(); n != 2 {
-		t.Errorf("%d exchanges after the token's end, want another", n)
+		t.Fatalf("%d exchanges within half of the tokens' lives, want one for each", n)
+	}
+	now = now.Add(2 * time.Minute)
+	ask(long)
+	ask(short)
+	if n := exchanges(); n != 3 {
+		t.Errorf("%d exchanges, want another for the token that ends soon", n)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // maxFile bounds a file of credentials, in bytes.
@@ -38,6 +39,9 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		return backends.InvalidConfig(field, "credentials of %s (%s): %w", path, from, fmt.Errorf(format, args...))
 	}
 	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() { // another kind may never end
+		return nil, misconfigured("it is no regular file")
+	}
 	if err == nil && info.Size() > maxFile {
 		return nil, misconfigured("it has %d bytes, which no file of credentials has", info.Size())
 	}
@@ -58,19 +62,65 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	if err := json.Unmarshal(content, &head); err != nil {
 		return nil, misconfigured("it is not JSON, or not of the form that Google documents") // the parser's own error could quote a secret
 	}
+	if what := hidden(content); what != "" {
+		return nil, misconfigured("its source_credentials want %s, which Google's library would use unchecked: name that file in credentialsFile, and the service account in impersonate", what)
+	}
 	f := &file{google: g, path: path, kind: head.Type, content: content, domain: head.UniverseDomain}
 	switch credentials.CredType(head.Type) {
 	case credentials.ServiceAccount, credentials.AuthorizedUser, credentials.ImpersonatedServiceAccount, credentials.ExternalAccountAuthorizedUser:
 		if info.Mode().Perm()&0o004 != 0 && !isWindows {
 			slog.WarnContext(ctx, "the file of Google credentials can be read by every user of this machine: chmod 0600", "file", path)
 		}
-	case credentials.ExternalAccount: // says where the secret is
+	case credentials.ExternalAccount: // says where the secret is, and maybe what program gets it
+		if certificate(content) {
+			return nil, misconfigured("it wants a client certificate (X.509), which is not supported")
+		}
+		if namesProgram(content) {
+			if err := trust.File(path); err != nil {
+				return nil, misconfigured("it names a program to be run: %w", err)
+			}
+		}
 	case credentials.GDCHServiceAccount:
 		return nil, misconfigured("credentials of type %s are for Google Distributed Cloud, whose registry is not Artifact Registry", credentials.GDCHServiceAccount)
 	default:
 		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account, got %q", cut(head.Type))
 	}
 	return f, nil
+}
+
+// sources is what a file of credentials says of where its secret comes from, and that of the one within it.
+type sources struct {
+	CredentialSource struct {
+		File                    string
+		Executable, Certificate json.RawMessage
+	} `json:"credential_source"`
+	SourceCredentials json.RawMessage `json:"source_credentials"`
+}
+
+func sourcesOf(content []byte) (s sources) {
+	_ = json.Unmarshal(content, &s) // what is no JSON names nothing
+	return s
+}
+
+func namesProgram(content []byte) bool {
+	return len(sourcesOf(content).CredentialSource.Executable) > 0
+}
+
+func certificate(content []byte) bool {
+	return len(sourcesOf(content).CredentialSource.Certificate) > 0
+}
+
+// hidden is what credentials within credentials want; "" if it is nothing that has to be looked at.
+func hidden(content []byte) string {
+	for inner := sourcesOf(content).SourceCredentials; len(inner) > 0; inner = sourcesOf(inner).SourceCredentials {
+		switch {
+		case namesProgram(inner):
+			return "a program to be run"
+		case certificate(inner):
+			return "a client certificate"
+		}
+	}
+	return ""
 }
 
 func (f *file) token(ctx context.Context, scope string) (token, error) {
@@ -84,13 +134,16 @@ func (f *file) token(ctx context.Context, scope string) (token, error) {
 	if own, ok := errors.AsType[*subjectError](err); ok { // the token itself was not to be had
 		return token{}, own.err
 	}
-	if err != nil && calls.last.host == "" && ctx.Err() == nil { // nobody was asked
+	if err != nil && calls.end().host == "" && ctx.Err() == nil { // nobody was asked
+		if from := sourcesOf(f.content).CredentialSource.File; from != "" {
+			return token{}, backends.Unavailable(fmt.Errorf("%s: its token is to be in %s, which cannot be read, or has none in the format that the file says", doing, from))
+		}
 		return token{}, f.incomplete()
 	}
 	if err != nil {
 		return token{}, calls.explain(ctx, err, doing, f.advice)
 	}
-	return token{backends.Secret(t.Value), t.Expiry}, nil
+	return granted(t, doing, f.now())
 }
 
 // credentials are what Google's library makes of the file.
@@ -133,8 +186,6 @@ func (f *file) advice(last exchange) string {
 
 func (f *file) universe(context.Context) (string, error) {
 	switch {
-	case f.cfg.UniverseDomain != "":
-		return f.cfg.UniverseDomain, nil
 	case f.domain != "" && !validDomain(f.domain):
 		return "", backends.InvalidConfig("", "credentials of %s: universe_domain is %q, which is no domain", f.path, cut(f.domain))
 	case f.domain != "":

@@ -21,6 +21,8 @@ type google struct {
 	cfg       *Config
 	web       webidentity.Source // nil: not used
 	transport *http.Transport
+	// link is the way to the metadata server, whatever its address: no proxy has business there, which would see the token, or answer with its own machine's.
+	link *http.Transport
 
 	now   func() time.Time
 	sleep func(ctx context.Context, d time.Duration) bool // false: ctx ended before
@@ -67,13 +69,17 @@ func newGoogle(c *Config) (*google, error) {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
+	g.link = &http.Transport{DialContext: hasty.DialContext, DisableCompression: true, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10}
 	return g, nil
 }
 
 // connectTimeout is for metadata servers: they are on the machine's own link, so one that has not taken the connection by then is not there.
 const connectTimeout = time.Second
 
-// isMetadata says whether a host is on the machine's own link, as metadata servers are: no proxy has business there, which would see the token, or answer with its own machine's.
+// linkTimeout bounds a question to one of them, which may have to ask its cloud first. On EC2, one from behind too many hops is never answered.
+const linkTimeout = 4 * time.Second
+
+// isMetadata says whether a host is on the machine's own link, as metadata servers of clouds are. Google's library asks AWS's there.
 func isMetadata(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "metadata.google.internal" || err == nil && (ip.Unmap().IsLinkLocalUnicast() || ip == awsMetadata6)

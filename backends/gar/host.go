@@ -17,16 +17,18 @@ type registry struct {
 	project string
 	// repository is that of Artifact Registry; empty for gcr.io.
 	repository string
+	// universe is the domain of the APIs whose tokens it takes.
+	universe string
 	// container: the host is of Container Registry, which Artifact Registry serves nowadays.
 	container bool
 }
 
-// parseHost tells which registry of Google's the image is in; false: none. Hosts are patterns of further ones.
+// parseHost tells which registry of Google's the image is in; false: none. Hosts are patterns of further ones, in the universe.
 //
 // Names follow https://cloud.google.com/artifact-registry/docs/repositories/repo-locations, and for regional endpoints …/docs/repositories/regional-endpoints. No other name below google.com or
 // googleapis.com is a registry; a token is worth something to whoever gets it, so that nothing is guessed.
-func parseHost(image backends.Image, hosts []string) (registry, bool) {
-	r := registry{host: image.Host()}
+func parseHost(image backends.Image, hosts []string, universe string) (registry, bool) {
+	r := registry{host: image.Host(), universe: defaultUniverse}
 	name := strings.TrimSuffix(strings.ToLower(r.host), ":443")
 	_, rest, _ := strings.Cut(string(image), "/")
 	segments := strings.Split(rest, "/")
@@ -46,6 +48,7 @@ func parseHost(image backends.Image, hosts []string) (registry, bool) {
 	case len(labels) == 3 && labels[1] == "gcr" && labels[2] == "io" && validName(labels[0]):
 		r.container = true
 	case isOneOf(hosts, name):
+		r.universe = universe
 	default:
 		return registry{}, false
 	}

@@ -19,11 +19,14 @@ func TestHostsOfGoogle(t *testing.T) {
 		"gcr.io/my-project/app":                                        {host: "gcr.io", project: "my-project", container: true},
 		"eu.gcr.io/example.com/my-project/team/app":                    {host: "eu.gcr.io", project: "example.com:my-project", container: true},
 		"container.cloud.google.com/my-project/app":                    {host: "container.cloud.google.com", project: "my-project", container: true},
-		"u-france-east1-docker.s3nsregistry.fr/s3ns:my/repo/app":       {host: "u-france-east1-docker.s3nsregistry.fr", project: "s3ns:my", repository: "repo"},
+		"u-france-east1-docker.s3nsregistry.fr/s3ns:my/repo/app":       {host: "u-france-east1-docker.s3nsregistry.fr", universe: "s3nsapis.fr", project: "s3ns:my", repository: "repo"},
 		"europe-west1-docker.pkg.dev/my-project":                       {host: "europe-west1-docker.pkg.dev", location: "europe-west1", project: "my-project"},
 		"europe-west1-docker.pkg.dev/example.com/my-project/repo/team": {host: "europe-west1-docker.pkg.dev", location: "europe-west1", project: "example.com:my-project", repository: "repo"},
 	} {
-		got, ok := parseHost(backends.Image(image), []string{"*-docker.s3nsregistry.fr"})
+		got, ok := parseHost(backends.Image(image), []string{"*-docker.s3nsregistry.fr"}, "s3nsapis.fr")
+		if want.universe == "" {
+			want.universe = "googleapis.com"
+		}
 		if diff := cmp.Diff(want, got, cmp.AllowUnexported(registry{})); !ok || diff != "" {
 			t.Errorf("%s: known: %t; %s", image, ok, diff)
 		}
@@ -37,7 +40,7 @@ func TestHostsOfOthers(t *testing.T) {
 		"us-docker.pkg.dev:5000/p/r/a", "gcr.io:80/p/a", "storage.googleapis.com/p/a", "google.com/p/a", "x.container.cloud.google.com/p/a",
 		"evil.example.s3nsregistry.fr/p/r/a", "x.u-docker.s3nsregistry.fr/p/r/a", "u-python.s3nsregistry.fr/p/r/a",
 	} {
-		if got, ok := parseHost(backends.Image(image), []string{"*-docker.s3nsregistry.fr"}); ok {
+		if got, ok := parseHost(backends.Image(image), []string{"*-docker.s3nsregistry.fr"}, "s3nsapis.fr"); ok {
 			t.Errorf("%s is taken for %+v", image, got)
 		}
 	}

@@ -1,6 +1,7 @@
 package gar
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,7 +12,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
+
+	"cloud.google.com/go/auth"
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
@@ -103,11 +107,19 @@ const (
 	scopeRead = "https://www.googleapis.com/auth/cloud-platform.read-only"
 )
 
-// source is where tokens of one identity come from. Nothing is kept, so that a file that is exchanged is seen by the next call.
+// granted is what Google's library got, if it is a token at all: it takes an answer without one as it is.
+func granted(t *auth.Token, doing string, now time.Time) (token, error) {
+	if t.Value == "" || !t.Expiry.After(now) {
+		return token{}, backends.Unavailable(fmt.Errorf("%s: %w", doing, errUndocumented))
+	}
+	return token{backends.Secret(t.Value), t.Expiry}, nil
+}
+
+// source is where tokens of one identity come from. It keeps nothing: what is exchanged meanwhile, a file for instance, is seen when the next token is asked for.
 type source interface {
 	// token asks for a token of this scope.
 	token(ctx context.Context, scope string) (token, error)
-	// universe is the domain of the APIs that take such a token.
+	// universe is the domain of the APIs that take such a token, as far as the source says.
 	universe(ctx context.Context) (string, error)
 }
 
@@ -117,19 +129,28 @@ func (g *google) token(ctx context.Context, w who) (token, error) {
 	if err != nil {
 		return token{}, err
 	}
+	scope := scopeRead
+	if w.account.email != "" {
+		scope = scopeAll
+	}
+	t, err := from.token(ctx, scope)
+	if err != nil {
+		return token{}, err
+	}
+	// Another universe's token means nothing to a registry of this one, and is none of its business.
+	if theirs, err := from.universe(ctx); err != nil {
+		return token{}, err
+	} else if theirs != g.universe() {
+		return token{}, backends.InvalidConfig("universeDomain", "the credentials are of universe %s, and the registries' tokens of %s: use other credentials, or set universeDomain and hosts", cut(theirs), g.universe())
+	}
 	if w.account.email == "" {
-		return from.token(ctx, scopeRead)
+		return t, nil
 	}
-	t, err := from.token(ctx, scopeAll)
-	if err != nil {
-		return token{}, err
-	}
-	universe, err := from.universe(ctx)
-	if err != nil {
-		return token{}, err
-	}
-	return g.impersonate(ctx, universe, t, w.account)
+	return g.impersonate(ctx, t, w.account)
 }
+
+// universe is the domain of the APIs that are asked.
+func (g *google) universe() string { return cmp.Or(g.cfg.UniverseDomain, defaultUniverse) }
 
 // source is where w's own tokens come from.
 func (g *google) source(ctx context.Context, w who) (source, error) {
@@ -156,13 +177,13 @@ func (g *google) applicationDefault(ctx context.Context) (source, error) {
 	if path := os.Getenv(variable); path != "" {
 		return g.openFile(ctx, path, variable)
 	}
-	tried := []string{variable + " is not set"}
+	tried := []string{variable + " is not set (or not named in inheritEnv)"}
 	if path := wellKnownFile(); path == "" {
 		tried = append(tried, "there is no home directory with a file of gcloud's")
 	} else if _, err := os.Stat(path); err == nil {
 		slog.DebugContext(ctx, "credentials of gcloud's are used", "file", path)
 		return g.openFile(ctx, path, "gcloud")
-	} else if !errors.Is(err, os.ErrNotExist) {
+	} else if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) { // a home such as /dev/null
 		return nil, backends.InvalidConfig("credentialsFile", "looking for gcloud's credentials: %w", err)
 	} else {
 		tried = append(tried, "there is no file "+path)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -29,13 +30,13 @@ type metadataServer struct {
 	tried []string
 }
 
-// token asks for a token with the scopes that the machine has: there is no asking Compute Engine for fewer.
-func (m *metadataServer) token(ctx context.Context, _ string) (token, error) {
+// token asks for a token of this scope. Compute Engine gives one with all the scopes that the machine has, whatever is asked for.
+func (m *metadataServer) token(ctx context.Context, scope string) (token, error) {
 	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
 	defer cancel()
-	t, err := m.ask(ctx)
+	t, err := m.ask(ctx, scope)
 	for pause := time.Second; err == nil && time.Until(t.expires) < nearItsEnd && pause <= 2*time.Second && m.wait(ctx, pause); pause *= 2 {
-		if again, err := m.ask(ctx); err == nil && again.expires.After(t.expires) {
+		if again, err := m.ask(ctx, scope); err == nil && again.expires.After(t.expires) {
 			t = again
 		}
 	}
@@ -49,9 +50,15 @@ func (m *metadataServer) wait(ctx context.Context, d time.Duration) bool {
 	return m.sleep(ctx, d)
 }
 
-func (m *metadataServer) ask(ctx context.Context) (token, error) {
+// scopeStorage is what a machine has that may pull and nothing else; a token that is to read asks for either.
+const scopeStorage = "https://www.googleapis.com/auth/devstorage.read_only"
+
+func (m *metadataServer) ask(ctx context.Context, scope string) (token, error) {
+	if scope == scopeRead {
+		scope += "," + scopeStorage
+	}
 	asked := m.now()
-	body, err := m.get(ctx, "instance/service-accounts/"+m.account+"/token")
+	body, err := m.get(ctx, "instance/service-accounts/"+m.account+"/token?scopes="+url.QueryEscape(scope))
 	if err != nil {
 		return token{}, err
 	}
@@ -66,17 +73,22 @@ func (m *metadataServer) ask(ctx context.Context) (token, error) {
 }
 
 func (m *metadataServer) universe(ctx context.Context) (string, error) {
-	if m.cfg.UniverseDomain != "" {
-		return m.cfg.UniverseDomain, nil
-	}
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
 	domain, err := m.get(ctx, "universe/universe-domain")
 	if call, ok := errors.AsType[*callError](err); ok && call.status == http.StatusNotFound { // a server from before there were universes
 		return defaultUniverse, nil
 	}
-	if domain = strings.TrimSpace(domain); err == nil && !validDomain(domain) {
+	if err != nil {
+		return "", err
+	}
+	if domain = strings.TrimSpace(domain); domain == "" {
 		return defaultUniverse, nil
 	}
-	return domain, err
+	if !validDomain(domain) {
+		return "", backends.Unavailable(errors.New("universe domain from Google's metadata server: the answer is no domain"))
+	}
+	return domain, nil
 }
 
 // get asks for a value. Answers of others than Google's server are refused.

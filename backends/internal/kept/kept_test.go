@@ -55,6 +55,25 @@ func TestATokenIsKeptForHalfOfItsLife(t *testing.T) {
 	}
 }
 
+func TestATokenIsNotKeptBeyondTheLatest(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	kept := keeper(func() time.Time { return now })
+	asked := 0
+	for _, step := range []struct {
+		later time.Duration
+		asked int
+	}{{0, 1}, {10*time.Minute - time.Second, 1}, {time.Second, 2}} {
+		now = now.Add(step.later)
+		_, err := kept.Get(t.Context(), "a", time.Unix(1_800_000_600, 0), func(context.Context) (token, error) {
+			asked++
+			return token{expires: now.Add(12 * time.Hour)}, nil
+		})
+		if err != nil || asked != step.asked {
+			t.Errorf("asked %d times, want %d: %v", asked, step.asked, err)
+		}
+	}
+}
+
 func TestManyWhoAskAtOnceAreOneCall(t *testing.T) {
 	kept := keeper(nil)
 	var asked atomic.Int32
