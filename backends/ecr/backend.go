@@ -11,6 +11,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/kept"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // Backend is the backend.
@@ -60,7 +61,7 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 	if reg.public && b.cfg.Public == PublicAnonymous {
 		return anonymously(), nil
 	}
-	ctx, cancel := withinBudget(ctx)
+	ctx, cancel := remote.WithinBudget(ctx)
 	defer cancel()
 	t, err := b.token(ctx, req, reg)
 	if err != nil && reg.public && b.cfg.Public == PublicAnonymousFallback && anonymousWillDo(err) {
@@ -72,16 +73,6 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 	}
 	response.Credentials = []backends.Credential{{Key: key, Username: t.username, Password: t.password, Expires: t.expires}}
 	return response, nil
-}
-
-// withinBudget ends a little before the provider's own time, so that an answer that tells what went wrong still arrives.
-func withinBudget(ctx context.Context) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return context.WithCancel(ctx)
-	}
-	left := time.Until(deadline)
-	return context.WithDeadline(ctx, deadline.Add(-min(left/10, time.Second)))
 }
 
 // token finds out who asks, and gets that identity's token for the registry's region: the one that is kept, if it is good for long enough.

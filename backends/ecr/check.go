@@ -15,19 +15,20 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // Check finds out who asks (GetCallerIdentity), whether that identity gets a token, and, for a private image, whether it may pull it. The error names the policy statement that is missing. It changes
 // nothing: what only a pull can show, such as the import of a pull-through cache, is logged as what the policy needs.
 func (b *Backend) Check(ctx context.Context, req backends.Request) error {
-	ctx, cancel := withinBudget(ctx)
+	ctx, cancel := remote.WithinBudget(ctx)
 	defer cancel()
 	reg, ok := parseHost(req.Image, b.cfg.RegistrySuffixes)
 	switch {
 	case req.Image == "":
 		return b.checkWithoutImage(ctx, req)
 	case !ok:
-		return backends.Refused(fmt.Errorf("%q is no registry of Amazon's that is known here: its domain can be named in registrySuffixes, if it is one", cut(req.Image.Host())))
+		return backends.Refused(fmt.Errorf("%q is no registry of Amazon's that is known here: its domain can be named in registrySuffixes, if it is one", remote.Cut(req.Image.Host())))
 	case reg.public && b.cfg.Public == PublicAnonymous:
 		return nil
 	}
@@ -167,9 +168,9 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 		slog.InfoContext(ctx, "the repository will be made by the first pull through the cache, if the policy allows it", "rule", rule, "needed", cached)
 		return nil
 	case absent && !known:
-		return backends.Refused(fmt.Errorf("%s: there is no repository %s: if it is to come from a pull-through cache, the policy must allow %s", doing, cut(repository), cached))
+		return backends.Refused(fmt.Errorf("%s: there is no repository %s: if it is to come from a pull-through cache, the policy must allow %s", doing, remote.Cut(repository), cached))
 	case absent:
-		return backends.Refused(fmt.Errorf("%s: there is no repository %s in %s, and no pull-through cache rule for it", doing, cut(repository), reg))
+		return backends.Refused(fmt.Errorf("%s: there is no repository %s in %s, and no pull-through cache rule for it", doing, remote.Cut(repository), reg))
 	case rule != "":
 		slog.InfoContext(ctx, "the repository belongs to a pull-through cache; new images need more than pulling", "rule", rule, "needed", cached)
 	}

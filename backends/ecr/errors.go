@@ -18,6 +18,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -203,9 +204,9 @@ func unanswered(err error) string {
 	case errors.Is(err, context.Canceled):
 		return host + "given up"
 	case untrusted:
-		return host + cut(certificate.Err.Error())
+		return host + remote.Cut(certificate.Err.Error())
 	case wasSent:
-		return host + cut(unsent(sent.Err))
+		return host + remote.Cut(unsent(sent.Err))
 	}
 	text := err.Error()
 	// A time that is none is quoted, and the SDK does not always wrap the error that does so.
@@ -216,12 +217,12 @@ func unanswered(err error) string {
 	for _, prefix := range []string{"failed to refresh cached credentials, ", "get identity: ", "get credentials: "} {
 		text = strings.TrimPrefix(text, prefix)
 	}
-	return cut(text)
+	return remote.Cut(text)
 }
 
 // unsent is why a request got no answer. Other errors of net/http quote what came (the first line of an answer that is none, a proxy's words).
 func unsent(err error) string {
-	if proxy, ok := errors.AsType[*proxyError](err); ok {
+	if proxy, ok := errors.AsType[*remote.ProxyError](err); ok {
 		return proxy.Error()
 	}
 	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
@@ -237,39 +238,6 @@ func unsent(err error) string {
 		return "the connection was closed before there was an answer"
 	}
 	return "no valid HTTP answer came"
-}
-
-// proxyError is a proxy's refusal to connect.
-type proxyError struct{ status int }
-
-func (e *proxyError) Error() string {
-	if e.status == http.StatusProxyAuthRequired {
-		return "the proxy wants another user and password (status 407)"
-	}
-	return fmt.Sprintf("the proxy does not connect (status %d)", e.status)
-}
-
-// connected is an http.Transport's OnProxyConnectResponse: net/http's own error repeats the proxy's words.
-func connected(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
-	if answer.StatusCode == http.StatusOK {
-		return nil
-	}
-	return &proxyError{answer.StatusCode}
-}
-
-// cut keeps a text of others within bounds, and on a line.
-func cut(s string) string {
-	const most = 300
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 // advice says what to do about a cause; empty where the general advice will do.
@@ -363,14 +331,14 @@ func assumeWithTokenAdvice(token string) advice {
 		}
 		party := ""
 		if claims.AuthorizedParty != "" {
-			party = fmt.Sprintf(", azp %q", cut(claims.AuthorizedParty))
+			party = fmt.Sprintf(", azp %q", remote.Cut(claims.AuthorizedParty))
 		}
-		audience := cut(strings.Join(claims.Audience, " "))
+		audience := remote.Cut(strings.Join(claims.Audience, " "))
 		switch {
 		case api.ErrorCode() == "InvalidIdentityToken":
-			return fmt.Sprintf("the role's account needs an IAM OIDC provider for issuer %q with audience %q%s", cut(claims.Issuer), audience, party)
+			return fmt.Sprintf("the role's account needs an IAM OIDC provider for issuer %q with audience %q%s", remote.Cut(claims.Issuer), audience, party)
 		case c == causeDenied:
-			return fmt.Sprintf("the role's trust policy must allow sts:AssumeRoleWithWebIdentity to issuer %q with sub %q, aud %q%s", cut(claims.Issuer), cut(claims.Subject), audience, party)
+			return fmt.Sprintf("the role's trust policy must allow sts:AssumeRoleWithWebIdentity to issuer %q with sub %q, aud %q%s", remote.Cut(claims.Issuer), remote.Cut(claims.Subject), audience, party)
 		case c == causeExpired:
 			return fmt.Sprintf("the token has expired at %s, by AWS's clock", claims.Expires.UTC().Format(time.RFC3339))
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -63,7 +64,7 @@ func (b *Backend) whoever(req backends.Request, reg registry) (who, error) {
 		switch {
 		case req.Token != "" && role != "":
 			if !validRoleARN(role) {
-				return who{}, backends.Refused(fmt.Errorf("%s is %q, which is no role: want one such as arn:aws:iam::123456789012:role/name", from, cut(role)))
+				return who{}, backends.Refused(fmt.Errorf("%s is %q, which is no role: want one such as arn:aws:iam::123456789012:role/name", from, remote.Cut(role)))
 			}
 			claims, _ := webidentity.ParseClaims(string(req.Token)) // whether it is a token at all is for STS to say
 			return who{pod: req.Token, chain: []Role{{RoleARN: role, SessionName: podSessionName(claims)}}, until: claims.Expires}, nil

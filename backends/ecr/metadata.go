@@ -14,6 +14,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // metadataTimeout bounds one request to a metadata service. They are on the machine itself, so one that has not answered by then is not there, or its answer is lost on the way: an
@@ -70,7 +72,7 @@ func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Resp
 		case time.Since(began) >= metadataTimeout, r.Context().Err() != nil:
 			s = fmt.Sprintf("no answer within %s: there is none here, or the instance's hop limit is too low for a container", time.Since(began).Round(time.Second))
 		case errors.As(err, &refused):
-			s = cut(refused.Err.Error())
+			s = remote.Cut(refused.Err.Error())
 		default:
 			s = "no answer"
 		}

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
@@ -70,7 +71,7 @@ func newSessions(c *Config) (*sessions, error) {
 	}
 	s.client = awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.TLSClientConfig.MinVersion = tls.VersionTLS12
-		t.OnProxyConnectResponse = connected
+		t.OnProxyConnectResponse = remote.Connected
 		if c.Proxy != "" {
 			environment := httpproxy.FromEnvironment()
 			choose := (&httpproxy.Config{HTTPProxy: string(c.Proxy), HTTPSProxy: string(c.Proxy), NoProxy: environment.NoProxy}).ProxyFunc()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/kept"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // Backend is the backend.
@@ -41,7 +42,7 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 		slog.InfoContext(ctx, "the image is in no registry of Google's that is known here: its host can be named in hosts, if it is one", "host", req.Image.Host())
 		return backends.Response{}, nil
 	}
-	ctx, cancel := withinBudget(ctx)
+	ctx, cancel := remote.WithinBudget(ctx)
 	defer cancel()
 	t, err := b.token(ctx, req, reg)
 	if err != nil {
@@ -57,16 +58,6 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 	}
 	response.Credentials = []backends.Credential{{Key: key, Username: username, Password: t.value, Expires: t.expires}}
 	return response, nil
-}
-
-// withinBudget ends a little before the provider's own time, so that an answer that tells what went wrong still arrives.
-func withinBudget(ctx context.Context) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		return context.WithCancel(ctx)
-	}
-	left := time.Until(deadline)
-	return context.WithDeadline(ctx, deadline.Add(-min(left/10, time.Second)))
 }
 
 // token finds out who asks, and gets that identity's token: the one that is kept, if it is good for long enough.

@@ -10,12 +10,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // exchange is a question to Google, or to a metadata server, and what came of it.
@@ -245,7 +245,7 @@ func unanswered(ctx context.Context, err error) error {
 	op, isOp := errors.AsType[*net.OpError](err)
 	var netErr net.Error
 	timeout := errors.As(err, &netErr) && netErr.Timeout()
-	proxy, isProxy := errors.AsType[*proxyError](err)
+	proxy, isProxy := errors.AsType[*remote.ProxyError](err)
 	certificate, isCertificate := errors.AsType[*tls.CertificateVerificationError](err)
 	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
 	alert, isAlert := errors.AsType[tls.AlertError](err)
@@ -272,37 +272,4 @@ func unanswered(ctx context.Context, err error) error {
 		return errors.New("the connection was closed before there was an answer")
 	}
 	return errors.New("no valid HTTP answer came")
-}
-
-// proxyError is a proxy's refusal to connect.
-type proxyError struct{ status int }
-
-func (e *proxyError) Error() string {
-	if e.status == http.StatusProxyAuthRequired {
-		return "the proxy wants another user and password (status 407)"
-	}
-	return fmt.Sprintf("the proxy does not connect (status %d)", e.status)
-}
-
-// connected is an http.Transport's OnProxyConnectResponse: net/http's own error repeats the proxy's words.
-func connected(_ context.Context, _ *url.URL, _ *http.Request, answer *http.Response) error {
-	if answer.StatusCode == http.StatusOK {
-		return nil
-	}
-	return &proxyError{answer.StatusCode}
-}
-
-// cut keeps a text of others within bounds, and on a line.
-func cut(s string) string {
-	const most = 300
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-	if len(s) <= most {
-		return s
-	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/child"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -124,9 +125,9 @@ func (p *program) SubjectToken(ctx context.Context, o *externalaccount.RequestOp
 	case err != nil || out.Success == nil || out.Version != 1:
 		return "", problem(backends.Unavailable, "it printed no JSON of version 1 as AIP-4117 has it")
 	case !*out.Success:
-		return "", problem(backends.Unavailable, "it says that it could not get one (code %q)", cut(out.Code))
+		return "", problem(backends.Unavailable, "it says that it could not get one (code %q)", remote.Cut(out.Code))
 	case out.TokenType != o.SubjectTokenType:
-		return "", problem(backends.Refused, "it printed a token of type %q, want %q", cut(out.TokenType), o.SubjectTokenType)
+		return "", problem(backends.Refused, "it printed a token of type %q, want %q", remote.Cut(out.TokenType), o.SubjectTokenType)
 	case value() == "":
 		return "", problem(backends.Unavailable, "it printed no token")
 	case out.ExpirationTime != 0 && !time.Unix(out.ExpirationTime, 0).After(time.Now()):

@@ -15,6 +15,7 @@ import (
 	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -83,7 +84,7 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	case credentials.GDCHServiceAccount:
 		return nil, misconfigured("credentials of type %s are for Google Distributed Cloud, whose registry is not Artifact Registry", credentials.GDCHServiceAccount)
 	default:
-		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account, got %q", cut(head.Type))
+		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account, got %q", remote.Cut(head.Type))
 	}
 	return f, nil
 }
@@ -187,7 +188,7 @@ func (f *file) advice(last exchange) string {
 func (f *file) universe(context.Context) (string, error) {
 	switch {
 	case f.domain != "" && !validDomain(f.domain):
-		return "", backends.InvalidConfig("", "credentials of %s: universe_domain is %q, which is no domain", f.path, cut(f.domain))
+		return "", backends.InvalidConfig("", "credentials of %s: universe_domain is %q, which is no domain", f.path, remote.Cut(f.domain))
 	case f.domain != "":
 		return f.domain, nil
 	}

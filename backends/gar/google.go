@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/http/httpproxy"
 
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -61,7 +62,7 @@ func newGoogle(c *Config) (*google, error) {
 			}
 			return patient.DialContext(ctx, network, address)
 		},
-		OnProxyConnectResponse: connected,
+		OnProxyConnectResponse: remote.Connected,
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    10 * time.Second,
 		ForceAttemptHTTP2:      true,

@@ -18,6 +18,7 @@ import (
 	"cloud.google.com/go/auth"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -74,7 +75,7 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 	}
 	pod := who{pod: req.Token, until: claims.Expires, account: account{email: req.Annotations[accountAnnotation]}}
 	if pod.account.email != "" && !validEmail(pod.account.email) {
-		return who{}, backends.Refused(fmt.Errorf("the annotation %s is %q, which is no address of a service account: want one such as puller@my-project.iam.gserviceaccount.com", accountAnnotation, cut(pod.account.email)))
+		return who{}, backends.Refused(fmt.Errorf("the annotation %s is %q, which is no address of a service account: want one such as puller@my-project.iam.gserviceaccount.com", accountAnnotation, remote.Cut(pod.account.email)))
 	}
 	if provider := b.cfg.PodWorkloadIdentityProvider; provider != "" {
 		pod.audience = providerAudience(provider)
@@ -82,7 +83,7 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 	}
 	project, ok := clusterProject(claims.Issuer)
 	if !ok {
-		return who{}, backends.Refused(fmt.Errorf("the pod's service account token is of issuer %q, which is no GKE cluster: name the provider of the pool that takes it in podWorkloadIdentityProvider", cut(claims.Issuer)))
+		return who{}, backends.Refused(fmt.Errorf("the pod's service account token is of issuer %q, which is no GKE cluster: name the provider of the pool that takes it in podWorkloadIdentityProvider", remote.Cut(claims.Issuer)))
 	}
 	pod.audience = "identitynamespace:" + project + ".svc.id.goog:" + claims.Issuer
 	return pod, nil
@@ -141,7 +142,7 @@ func (g *google) token(ctx context.Context, w who) (token, error) {
 	if theirs, err := from.universe(ctx); err != nil {
 		return token{}, err
 	} else if theirs != g.universe() {
-		return token{}, backends.InvalidConfig("universeDomain", "the credentials are of universe %s, and the registries' tokens of %s: use other credentials, or set universeDomain and hosts", cut(theirs), g.universe())
+		return token{}, backends.InvalidConfig("universeDomain", "the credentials are of universe %s, and the registries' tokens of %s: use other credentials, or set universeDomain and hosts", remote.Cut(theirs), g.universe())
 	}
 	if w.account.email == "" {
 		return t, nil
