@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -45,13 +46,13 @@ const (
 
 type object = map[string]any
 
-// withECR compiles the backend once and puts it beside the others.
-var withECR = sync.OnceValues(func() (built, error) {
+// withClouds compiles the clouds' backends once and puts them beside the others.
+var withClouds = sync.OnceValues(func() (built, error) {
 	b, err := build()
 	if err != nil {
 		return b, err
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr")
+	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -71,11 +72,13 @@ type world struct {
 	refuse bool
 	dir    string
 
+	provider object            // but for what follows
 	config   object            // the provider's
 	tokens   object            // its tokenAttributes
 	env      []string          // of the broker, besides the cloud's own
-	accounts map[string]string // service accounts, "namespace/name", and the roles that they are annotated with
-	issuer   *cloud.Issuer     // of the cluster's tokens
+	accounts map[string]string // service accounts, "namespace/name", and whom their annotations name
+	annotate func(whom string) map[string]string
+	issuer   *cloud.Issuer // of the cluster's tokens
 
 	mu     sync.Mutex
 	issued map[string]string
@@ -87,7 +90,15 @@ func newWorld(t *testing.T) *world {
 	c := cloud.New(t)
 	c.AddRegistry(ecrHost, cloud.Repository{Name: "team/app"}, cloud.Repository{Name: "team/other"})
 	c.AddRegistry(otherHost, cloud.Repository{Name: "team/app"})
-	w := &world{T: t, Cloud: c, dir: t.TempDir(), config: object{}, accounts: map[string]string{}, issuer: c.AddIssuer(ecrCluster), issued: map[string]string{}}
+	w := &world{
+		T: t, Cloud: c, dir: t.TempDir(), config: object{}, accounts: map[string]string{}, issuer: c.AddIssuer(ecrCluster), issued: map[string]string{},
+		// Two hosts are none of Amazon's, and their images are for the backend to leave alone.
+		provider: object{
+			"name": "ecr", "matchImages": []string{"*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.example", "registry.example", "public.ecr.aws"},
+			"inheritEnv": []string{"AWS_*", "GCE_METADATA_HOST", "AZURE_*", "SPIFFE_*"},
+		},
+		annotate: func(role string) map[string]string { return map[string]string{ecrRole: role} },
+	}
 	for _, account := range []string{ecrAccount, ecrOther} {
 		c.AddOIDCProvider(account, ecrCluster, awsSTS)
 	}
@@ -164,7 +175,7 @@ func (w *world) identities() identities {
 			}
 			account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-of-" + namespace + "-" + name)}}
 			if role != "" {
-				account.Annotations = map[string]string{ecrRole: role}
+				account.Annotations = w.annotate(role)
 			}
 			return account, nil
 		},
@@ -175,15 +186,12 @@ func (w *world) identities() identities {
 // see one another's.
 func (w *world) start() {
 	w.Helper()
-	b, err := withECR()
+	b, err := withClouds()
 	if err != nil {
 		w.Fatal(err)
 	}
-	provider := object{
-		// Two hosts are none of Amazon's, and their images are for the backend to leave alone.
-		"name": "ecr", "matchImages": []string{"*.dkr.ecr.*.amazonaws.com", "*.dkr.ecr.*.amazonaws.com.example", "registry.example", "public.ecr.aws"},
-		"inheritEnv": []string{"AWS_*", "GCE_METADATA_HOST", "AZURE_*", "SPIFFE_*"}, "config": w.config,
-	}
+	provider := object{"config": w.config}
+	maps.Copy(provider, w.provider)
 	if w.tokens != nil {
 		provider["tokenAttributes"] = w.tokens
 	}
@@ -229,7 +237,7 @@ func (w *world) environment() []envVar {
 	values := map[string]string{}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
-		if upper := strings.ToUpper(name); strings.HasPrefix(upper, "AWS_") || strings.HasPrefix(upper, "GCE_") || strings.HasPrefix(upper, "AZURE_") || strings.HasPrefix(upper, "SPIFFE_") || strings.HasSuffix(upper, "_PROXY") {
+		if upper := strings.ToUpper(name); strings.HasPrefix(upper, "AWS_") || strings.HasPrefix(upper, "GCE_") || strings.HasPrefix(upper, "GOOGLE_") || strings.HasPrefix(upper, "AZURE_") || strings.HasPrefix(upper, "SPIFFE_") || strings.HasSuffix(upper, "_PROXY") {
 			values[name] = ""
 		}
 	}
