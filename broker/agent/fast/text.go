@@ -42,12 +42,13 @@ func decimal(n int) string {
 	}
 	var digits [20]byte
 	at := len(digits)
-	for ok := true; ok; ok = n > 0 {
+	for {
 		at--
 		digits[at] = '0' + byte(n%10)
-		n /= 10
+		if n /= 10; n == 0 {
+			return join(view(digits[at:]))
+		}
 	}
-	return join(view(digits[at:]))
 }
 
 // octal writes a mode as people write it: four digits.
