@@ -4,6 +4,8 @@ package kubelet
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -24,6 +26,7 @@ var (
 	garCluster = cloud.GKECluster{Project: garProject, ProjectNumber: "210987654321", Location: "europe-west1", Name: "cluster-1"}
 	garPool    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "pool", Provider: "provider", Issuer: ecrCluster}
 	garAWS     = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "aws", Provider: "provider", AWSAccount: ecrAccount}
+	garAzure   = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "azure", Provider: "provider"} // a tenant is made for each test
 )
 
 // newGoogleWorld is a world whose node pulls from Google.
@@ -31,7 +34,7 @@ func newGoogleWorld(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t)
 	w.provider = object{
-		"name": "gar", "matchImages": []string{"*-docker.pkg.dev", "gcr.io", "*-docker.pkg.dev.example", "registry.example"}, "inheritEnv": []string{"GOOGLE_*", "GCE_*", "AWS_*"},
+		"name": "gar", "matchImages": []string{"*-docker.pkg.dev", "gcr.io", "*-docker.pkg.dev.example", "registry.example"}, "inheritEnv": []string{"GOOGLE_*", "GCE_*", "AWS_*", "AZURE_*"},
 	}
 	w.annotate = func(email string) map[string]string {
 		annotations := map[string]string{"iam.gke.io/enable-wi-image-pull": "true"}
@@ -71,6 +74,27 @@ func (w *world) impersonable(by, whom string) {
 	if !w.refuse {
 		w.AllowImpersonation(by, whom)
 	}
+}
+
+// nodeToken is the token of a node that garPool takes; refused, one for somebody else.
+func (w *world) nodeToken() string {
+	return w.issuer.Token(object{"aud": w.unless("https:"+garPool.Audience(), "https://other.example"), "sub": "node-1"})
+}
+
+// external is an external_account file, maybe with a service account to act as.
+func (w *world) external(source object, as ...string) {
+	file := object{
+		"type": "external_account", "audience": garPool.Audience(), "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+		"token_url": "https://sts.googleapis.com/v1/token", "credential_source": source,
+	}
+	for _, account := range as {
+		file["service_account_impersonation_url"] = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + account + ":generateAccessToken"
+	}
+	content, err := json.Marshal(file)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.config["credentialsFile"] = w.file("external.json", string(content), 0o600)
 }
 
 // podTokens is a provider's tokenAttributes for Google.
@@ -120,8 +144,7 @@ var garRows = []row{
 	}, garPuller, nil, []string{"token of service account " + garPuller, "roles/iam.serviceAccountTokenCreator"}},
 
 	{"another issuer's token", func(w *world) {
-		token := w.issuer.Token(object{"aud": w.unless("https:"+garPool.Audience(), "https://other.example"), "sub": "node-1"})
-		w.config = object{"workloadIdentityProvider": garResource(garPool), "webIdentity": object{"audience": w.unless("https:"+garPool.Audience(), "https://other.example"), "file": object{"path": w.file("token", token, 0o600)}}}
+		w.config = object{"workloadIdentityProvider": garResource(garPool), "webIdentity": object{"audience": w.unless("https:"+garPool.Audience(), "https://other.example"), "file": object{"path": w.file("token", w.nodeToken(), 0o600)}}}
 	}, garPool.Principal("node-1"), nil, []string{"invalid_grant", "workload-identity-pools providers describe"}},
 
 	{"AWS", func(w *world) {
@@ -129,6 +152,58 @@ var garRows = []row{
 		w.env = append(keys.Environ(), "AWS_REGION=eu-west-1")
 		w.config = object{"aws": true, "workloadIdentityProvider": garResource(garAWS)}
 	}, strings.TrimSuffix(garAWS.Principal("x"), "x"), nil, []string{"exchange the AWS identity at Google's Security Token Service"}},
+
+	{"one of the machine's other accounts", func(w *world) {
+		accounts := []cloud.ServiceAccount{{Email: garNode}}
+		if !w.refuse {
+			accounts = append(accounts, cloud.ServiceAccount{Email: garPuller})
+		}
+		w.env = append(w.env, w.GoogleInstance(accounts...).Environ()...)
+		w.config["serviceAccount"] = garPuller
+	}, garPuller, nil, []string{garPuller, "attach it, or name another"}},
+
+	{"a chain of accounts", func(w *world) {
+		const gate = "gate@my-project.iam.gserviceaccount.com"
+		w.AddServiceAccount(cloud.ServiceAccount{Email: gate})
+		w.impersonable(garNode, gate)
+		w.impersonable(gate, garPuller)
+		w.env = append(w.env, w.GoogleInstance(cloud.ServiceAccount{Email: garNode}).Environ()...)
+		w.config = object{"impersonate": garPuller, "delegates": []string{gate}}
+	}, garPuller, nil, []string{"token of service account " + garPuller, "and each delegate on the next"}},
+
+	{"Azure", func(w *world) {
+		const app = "api://tenant/registry-pull"
+		a := w.AzureInstance(cloud.ManagedIdentity{}, cloud.ManagedIdentity{})
+		a.AddApplication(cloud.Application{URI: app})
+		id := a.Identities()[1]
+		pool := garAzure
+		pool.Issuer, pool.AllowedAudiences = a.Issuer(false), []string{w.unless(app, "api://tenant/other")}
+		w.AddWorkloadPool(pool)
+		w.GrantReader(garProject, pool.Principal(id.ObjectID))
+		w.env = proxied(a.Environ())
+		w.config = object{"workloadIdentityProvider": garResource(pool), "webIdentity": object{"audience": app, "azureManagedIdentity": object{"clientID": id.ClientID}}}
+	}, strings.TrimSuffix(garAzure.Principal("x"), "x"), nil, []string{"invalid_grant", "the pool's provider does not take it"}},
+
+	{"an external account's file", func(w *world) {
+		w.external(object{"file": w.file("token", w.nodeToken(), 0o600)})
+	}, garPool.Principal("node-1"), nil, []string{"invalid_grant"}},
+
+	{"an external account's URL, as a service account", func(w *world) {
+		w.impersonable(garPool.Principal("node-1"), garPuller)
+		token := w.issuer.Token(object{"aud": "https:" + garPool.Audience(), "sub": "node-1"})
+		server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Who") == "node" {
+				_ = json.NewEncoder(rw).Encode(object{"id_token": token})
+			}
+		}))
+		w.Cleanup(server.Close)
+		w.external(object{"url": server.URL, "headers": object{"X-Who": "node"}, "format": object{"type": "json", "subject_token_field_name": "id_token"}}, garPuller)
+	}, garPuller, nil, []string{"PERMISSION_DENIED", "on the service account that the file impersonates"}},
+
+	{"an external account's program", func(w *world) {
+		w.external(object{"executable": object{"command": w.file("print-token", "#!/bin/sh\n"+
+			`echo '{"version": 1, "success": true, "token_type": "urn:ietf:params:oauth:token-type:jwt", "id_token": "`+w.nodeToken()+`"}'`+"\n", 0o700)}})
+	}, garPool.Principal("node-1"), nil, []string{"invalid_grant"}},
 
 	{"a pod on GKE", func(w *world) {
 		w.issuer = w.AddGKECluster(garCluster)
@@ -210,5 +285,30 @@ func TestGARIdentitiesRefused(t *testing.T) {
 			}
 			w.direct()
 		})
+	}
+}
+
+// TestGARProjects: each project's images are pulled with the service account that the settings name for it, and the kubelet keeps no answer for another's.
+func TestGARProjects(t *testing.T) {
+	const others = "other-project"
+	w := newGoogleWorld(t)
+	w.AddGoogleRegistry(garHost, others, "repo")
+	w.AllowImpersonation(garNode, garPuller)
+	w.env = append(w.env, w.GoogleInstance(cloud.ServiceAccount{Email: garNode}).Environ()...)
+	w.config["serviceAccounts"] = []object{{"projects": []string{garProject}, "impersonate": garPuller}}
+	w.GrantReader(garProject, garPuller)
+	w.GrantReader(others, garNode)
+	w.start()
+	for _, p := range []pull{{garImage, pod{}, garPuller}, {garHost + "/" + others + "/repo/app", pod{}, garNode}, {garHost + "/" + garProject + "/other/app", pod{}, garPuller}} {
+		found := w.lookup(p.image, p.pod)
+		if len(found) != 1 {
+			t.Fatalf("%s: the kubelet has %d credentials\n%s", p.image, len(found), w.read("stderr"))
+		}
+		if err := w.Pull(p.image, found[0].Username, found[0].Password); err != nil {
+			t.Errorf("pull %s: %v", p.image, err)
+		}
+		if principal, _, _, ok := w.AccessTokenOf(found[0].Password); !ok || principal != p.asker {
+			t.Errorf("%s: a token of %q, want %s", p.image, principal, p.asker)
+		}
 	}
 }
