@@ -242,18 +242,38 @@ func TestAFileThatOthersCanReadIsWarnedOf(t *testing.T) {
 	before := slog.Default()
 	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
 	defer slog.SetDefault(before)
-	c := setUp(t)
-	c.GrantReader(project, puller)
-	file := write(t, "key.json", c.ServiceAccountKeyFile(puller))
-	for mode, want := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
-		if err := os.Chmod(file, mode); err != nil {
+	c, ca, f := setUpX509(t)
+	f.issue(ca, nil)
+	key := write(t, "key.json", c.ServiceAccountKeyFile(puller))
+	for file, cfg := range map[string]Config{
+		key:               {CredentialsFile: key},
+		f.path("key.pem"): f.external(map[string]any{"certificate_config_location": f.write("config.json", f.config())}, nil),
+	} {
+		for mode, want := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
+			if err := os.Chmod(file, mode); err != nil {
+				t.Fatal(err)
+			}
+			log.Reset()
+			if _, err := backendFor(t, c, cfg).Credentials(t.Context(), backends.Request{Image: image}); err != nil {
+				t.Error(err)
+			}
+			if got := strings.Contains(log.String(), "can be read by every user") && strings.Contains(log.String(), file); got != want {
+				t.Errorf("%s, mode %o: %s", file, mode, log.String())
+			}
+		}
+	}
+	// The others are no secrets.
+	for _, name := range []string{"cert.pem", "config.json", "external.json"} {
+		if err := os.Chmod(f.path(name), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		log.Reset()
-		pull(t, c, backendFor(t, c, Config{CredentialsFile: file}), backends.Request{Image: image})
-		if got := strings.Contains(log.String(), "can be read by every user"); got != want {
-			t.Errorf("mode %o: %s", mode, log.String())
-		}
+	}
+	if err := os.Chmod(f.path("key.pem"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log.Reset()
+	if _, err := backendFor(t, c, Config{CredentialsFile: f.path("external.json")}).Credentials(t.Context(), backends.Request{Image: image}); err != nil || log.Len() > 0 {
+		t.Errorf("%v, %s", err, log.String())
 	}
 }
 

@@ -182,7 +182,7 @@ func (f *file) incomplete() error {
 }
 
 func (f *file) advice(last exchange) string {
-	if credentials.CredType(f.kind) == credentials.ExternalAccount && last.status != http.StatusForbidden {
+	if credentials.CredType(f.kind) == credentials.ExternalAccount {
 		proof := "issuer, audience"
 		if f.shown != nil {
 			proof = "trust anchors"
