@@ -103,6 +103,9 @@ func (c *Config) validate() error {
 	if known := []PodIdentity{PodIdentityOff, PodIdentityPrefer, PodIdentityRequire}; !slices.Contains(known, c.PodIdentity) {
 		problem("podIdentity", "want one of %q, got %q", known, c.PodIdentity)
 	}
+	if c.PodIdentity == PodIdentityOff && c.PodWorkloadIdentityProvider != "" {
+		problem("podWorkloadIdentityProvider", "it takes pods' tokens, and podIdentity is Off: remove one of them")
+	}
 	if c.CredentialsFile != "" && !filepath.IsAbs(c.CredentialsFile) {
 		problem("credentialsFile", "want an absolute path, got %q", c.CredentialsFile)
 	}

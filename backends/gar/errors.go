@@ -34,6 +34,8 @@ type exchange struct {
 type calls struct {
 	*google
 	metadata bool // Google's metadata server is asked, and answers have to be its own
+	// mutual is the way by which a client certificate is shown; nil: the usual one.
+	mutual *http.Transport
 
 	mu   sync.Mutex // what a library goes on asking in the background is nobody's last exchange
 	last exchange
@@ -45,6 +47,13 @@ func (g *google) calls() *calls { return &calls{google: g} }
 // client follows no redirect: Google's APIs have none, and what is sent, a token in it, would be sent once more to wherever one points.
 func (c *calls) client() *http.Client {
 	return &http.Client{Transport: c, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// close ends what has been opened for these calls alone.
+func (c *calls) close() {
+	if c.mutual != nil {
+		c.mutual.CloseIdleConnections()
+	}
 }
 
 // maxAnswer bounds an answer, in bytes.
@@ -64,8 +73,11 @@ func (c *calls) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error) {
 	way := c.transport
-	if c.metadata {
+	switch {
+	case c.metadata:
 		way = c.link
+	case c.mutual != nil:
+		way = c.mutual
 	}
 	if last.link {
 		ctx, cancel := context.WithTimeout(r.Context(), linkTimeout)
@@ -176,7 +188,7 @@ func (c *calls) explain(ctx context.Context, err error, doing string, advice fun
 		text += ": " + remedy
 	}
 	kind := backends.Unavailable
-	if last.final() || last.untrusted() {
+	if last.final() || last.untrusted() || last.distrusted() {
 		kind = backends.Refused
 	}
 	return kind(&callError{last.status, text})
@@ -210,12 +222,20 @@ func (e exchange) untrusted() bool {
 	return ok
 }
 
+// distrusted: the other side does not take the certificate that it was shown, or wants one.
+func (e exchange) distrusted() bool {
+	_, ok := errors.AsType[*distrustError](e.err)
+	return ok
+}
+
 func generalAdvice(last exchange) string {
 	switch {
 	case last.status == http.StatusTooManyRequests:
 		return "throttled: a longer cacheDuration, or an agent on the node, makes fewer calls"
 	case last.untrusted():
 		return "if a proxy answers in Google's place, the file of its CA belongs into SSL_CERT_FILE"
+	case last.distrusted():
+		return "who answers there does not take the client certificate: see that the credentials name the right one"
 	case last.err != nil && !last.link:
 		return "the way there has to be open: routes, Private Google Access, or HTTPS_PROXY"
 	}
@@ -240,6 +260,11 @@ type absentError struct{ text string }
 
 func (e *absentError) Error() string { return e.text }
 
+// distrustError is the other side's word, in TLS, on the certificate that it was shown.
+type distrustError struct{ text string }
+
+func (e *distrustError) Error() string { return e.text }
+
 // unanswered says why there was no answer. Errors of net/http itself are not shown: they quote the URL, and what came.
 func unanswered(ctx context.Context, err error) error {
 	op, isOp := errors.AsType[*net.OpError](err)
@@ -260,6 +285,8 @@ func unanswered(ctx context.Context, err error) error {
 		return errors.New("no answer in time")
 	case isOp && op.Op == "dial":
 		return &absentError{op.Err.Error()}
+	case isOp && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate"):
+		return &distrustError{op.Op + ": " + op.Err.Error()}
 	case isOp:
 		return errors.New(op.Op + ": " + op.Err.Error())
 	case isCertificate:

@@ -1,7 +1,6 @@
 package gar
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,30 +18,8 @@ import (
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
-// externalAccount is what is read of an external_account file whose token comes from a program (https://google.aip.dev/auth/4117). Google's library would run it as it is named there, if
-// GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES is 1; here its file and the one that names it pass the same checks as a backend's, which takes that variable's place, and it ends with this process. It is run for each
-// token: output_file is not looked at.
-type externalAccount struct {
-	Audience                 string `json:"audience"`
-	SubjectTokenType         string `json:"subject_token_type"`
-	TokenURL                 string `json:"token_url"`
-	ImpersonationURL         string `json:"service_account_impersonation_url"`
-	ClientID                 string `json:"client_id"`
-	ClientSecret             string `json:"client_secret"`
-	WorkforcePoolUserProject string `json:"workforce_pool_user_project"`
-	UniverseDomain           string `json:"universe_domain"`
-	Impersonation            struct {
-		TokenLifetimeSeconds int `json:"token_lifetime_seconds"`
-	} `json:"service_account_impersonation"`
-	CredentialSource struct {
-		Executable *struct {
-			Command       string `json:"command"`
-			TimeoutMillis int    `json:"timeout_millis"`
-		} `json:"executable"`
-	} `json:"credential_source"`
-}
-
-// program is a program that prints a token.
+// program is a program that prints a token. Google's library would run it as it is named in the file, if GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES is 1; here its file and the one that names it
+// pass the same checks as a backend's, which takes that variable's place, and it ends with this process. It is run for each token: output_file is not looked at.
 type program struct {
 	command          string
 	timeout          time.Duration
@@ -55,30 +32,6 @@ const (
 	leastProgramTime   = 5 * time.Second
 	longestProgramTime = 2 * time.Minute
 )
-
-// options are what Google's library needs for an external account whose program is run by us; nil where the file names none.
-func (f *file) options(scope string, calls *calls) (*externalaccount.Options, error) {
-	var e externalAccount
-	if err := json.Unmarshal(f.content, &e); err != nil {
-		return nil, f.incomplete() // in the place of the parser's own error, which could quote a secret
-	}
-	if e.CredentialSource.Executable == nil {
-		return nil, nil //nolint:nilnil // for the library to read
-	}
-	timeout := programTimeout
-	if ms := e.CredentialSource.Executable.TimeoutMillis; ms != 0 {
-		timeout = time.Duration(ms) * time.Millisecond
-	}
-	if timeout < leastProgramTime || timeout > longestProgramTime {
-		return nil, backends.InvalidConfig("", "credentials of %s: executable.timeout_millis: want 5000 to 120000, got %d", f.path, timeout.Milliseconds())
-	}
-	return &externalaccount.Options{
-		Audience: e.Audience, SubjectTokenType: e.SubjectTokenType, TokenURL: e.TokenURL, ServiceAccountImpersonationURL: e.ImpersonationURL,
-		ServiceAccountImpersonationLifetimeSeconds: e.Impersonation.TokenLifetimeSeconds, ClientID: e.ClientID, ClientSecret: e.ClientSecret,
-		WorkforcePoolUserProject: e.WorkforcePoolUserProject, Scopes: []string{scope}, UniverseDomain: cmp.Or(e.UniverseDomain, f.google.universe()), Client: calls.client(), Logger: silent,
-		SubjectTokenProvider: &program{e.CredentialSource.Executable.Command, timeout, e.ImpersonationURL},
-	}, nil
-}
 
 // SubjectToken implements externalaccount.SubjectTokenProvider. Errors have nothing of what the program printed.
 func (p *program) SubjectToken(ctx context.Context, o *externalaccount.RequestOptions) (string, error) {

@@ -19,6 +19,12 @@ import (
 // planted is what stands in every answer that must not be repeated.
 const planted = "ya29.planted-secret"
 
+const (
+	unavailable   = backends.KindUnavailable
+	refused       = backends.KindRefused
+	misconfigured = backends.KindMisconfigured
+)
+
 // TestFailures: what is said of each, and what of it is not.
 func TestFailures(t *testing.T) {
 	key := func(t *testing.T, c *cloud.Cloud, change func(map[string]any)) Config {
@@ -39,7 +45,7 @@ func TestFailures(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		prepare func(t *testing.T, c *cloud.Cloud) Config
-		lasting bool // refused or misconfigured, in contrast to unavailable
+		kind    backends.Kind
 		want    []string
 	}{
 		"nobody anywhere": {func(t *testing.T, c *cloud.Cloud) Config {
@@ -47,135 +53,138 @@ func TestFailures(t *testing.T) {
 			g.Refuse()
 			setenv(t, g.Environ()...)
 			return Config{}
-		}, false, []string{"no credentials: GOOGLE_APPLICATION_CREDENTIALS is not set (or not named in inheritEnv), there is no file ", "application_default_credentials.json, and no metadata server answers", "credentialsFile"}},
+		}, unavailable, []string{"no credentials: GOOGLE_APPLICATION_CREDENTIALS is not set (or not named in inheritEnv), there is no file ", "application_default_credentials.json, and no metadata server answers", "credentialsFile"}},
 		"no metadata server": {func(t *testing.T, c *cloud.Cloud) Config {
 			g := c.GoogleInstance()
 			g.Refuse()
 			setenv(t, g.Environ()...)
 			return Config{ServiceAccount: puller}
-		}, false, []string{"Google's metadata server", "is this machine on Google Cloud"}},
+		}, unavailable, []string{"Google's metadata server", "is this machine on Google Cloud"}},
 		"somebody else in its place": {func(t *testing.T, c *cloud.Cloud) Config {
 			setenv(t, "GCE_METADATA_HOST="+strings.TrimPrefix(c.Instance("").URL(), "http://"))
 			return Config{}
-		}, true, []string{"is not Google's metadata server"}},
+		}, refused, []string{"is not Google's metadata server"}},
 		"a machine without an account": {func(t *testing.T, c *cloud.Cloud) Config {
 			setenv(t, c.GoogleInstance().Environ()...)
 			return Config{}
-		}, true, []string{"status 404", "the machine has no service account: attach one"}},
+		}, refused, []string{"status 404", "the machine has no service account: attach one"}},
 		"a machine without this account": {func(t *testing.T, c *cloud.Cloud) Config {
 			machine(t, c)
 			return Config{ServiceAccount: puller}
-		}, true, []string{`the machine has no service account "` + puller + `"`}},
+		}, refused, []string{`the machine has no service account "` + puller + `"`}},
 		"a metadata server that is broken": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-metadata", Status: 503, Body: planted})
 			return machine(t, c)
-		}, false, []string{"status 503"}},
+		}, unavailable, []string{"status 503"}},
 		"a metadata server that talks nonsense": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-metadata", Status: 200, Body: planted})
 			return machine(t, c)
-		}, false, []string{"the answer is none that Google documents"}},
-		"no file":     {func(*testing.T, *cloud.Cloud) Config { return Config{CredentialsFile: "/nonexistent/key.json"} }, true, []string{"/nonexistent/key.json (credentialsFile): no such file"}},
-		"a directory": {func(t *testing.T, _ *cloud.Cloud) Config { return Config{CredentialsFile: t.TempDir()} }, true, []string{"it is no regular file"}},
+		}, unavailable, []string{"the answer is none that Google documents"}},
+		"no file":     {func(*testing.T, *cloud.Cloud) Config { return Config{CredentialsFile: "/nonexistent/key.json"} }, misconfigured, []string{"/nonexistent/key.json (credentialsFile): no such file"}},
+		"a directory": {func(t *testing.T, _ *cloud.Cloud) Config { return Config{CredentialsFile: t.TempDir()} }, misconfigured, []string{"it is no regular file"}},
 		"no JSON": {func(t *testing.T, _ *cloud.Cloud) Config {
 			return Config{CredentialsFile: write(t, "key.json", []byte(`{"private_key": planted`))}
-		}, true, []string{"it is not JSON"}},
+		}, misconfigured, []string{"it is not JSON"}},
 		"a file of the environment": {func(t *testing.T, _ *cloud.Cloud) Config {
 			t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/key.json")
 			return Config{}
-		}, true, []string{"/nonexistent/key.json (GOOGLE_APPLICATION_CREDENTIALS): no such file"}},
+		}, misconfigured, []string{"/nonexistent/key.json (GOOGLE_APPLICATION_CREDENTIALS): no such file"}},
 		"an unknown type": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["type"] = "magic" })
-		}, true, []string{`got "magic"`}},
+		}, misconfigured, []string{`got "magic"`}},
 		"a key that is none": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["private_key"] = planted })
-		}, true, []string{"its key is none"}},
+		}, misconfigured, []string{"its key is none"}},
 		"a deleted key": {func(t *testing.T, c *cloud.Cloud) Config {
 			cfg := key(t, c, nil)
 			c.DeleteServiceAccountKeys(puller)
 			return cfg
-		}, true, []string{"oauth2.googleapis.com: invalid_grant (HTTP status 400)", "deleted, disabled or revoked"}},
+		}, refused, []string{"oauth2.googleapis.com: invalid_grant (HTTP status 400)", "deleted, disabled or revoked"}},
 		"a revoked user": {func(t *testing.T, c *cloud.Cloud) Config {
 			file := c.AddGoogleUser(human)
 			c.RevokeGoogleUser(human)
 			return Config{CredentialsFile: write(t, "adc.json", file)}
-		}, true, []string{"invalid_grant", "revoked"}},
+		}, refused, []string{"invalid_grant", "revoked"}},
 		"a clock that is wrong": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.SetClockOffset(2 * time.Hour)
 			return key(t, c, nil)
-		}, true, []string{"clock is 2h0m", "timedatectl"}},
+		}, refused, []string{"clock is 2h0m", "timedatectl"}},
 		"throttled": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 429, Body: planted})
 			return key(t, c, nil)
-		}, false, []string{"status 429", "agent"}},
+		}, unavailable, []string{"status 429", "agent"}},
 		"a service that is broken": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 500, Body: planted})
 			return key(t, c, nil)
-		}, false, []string{"status 500"}},
+		}, unavailable, []string{"status 500"}},
 		"a service that talks nonsense": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: planted})
 			return key(t, c, nil)
-		}, false, []string{"the answer is none that Google documents"}},
+		}, unavailable, []string{"the answer is none that Google documents"}},
 		"a service that grants nothing": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: `{"token_type": "Bearer", "expires_in": 3600}`})
 			return key(t, c, nil)
-		}, false, []string{"the answer is none that Google documents"}},
+		}, unavailable, []string{"the answer is none that Google documents"}},
 		"a service that grants what has ended": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 200, Body: `{"access_token": "` + planted + `", "token_type": "Bearer"}`})
 			return key(t, c, nil)
-		}, false, []string{"the answer is none that Google documents"}},
+		}, unavailable, []string{"the answer is none that Google documents"}},
 		"a program behind an impersonation": {func(t *testing.T, _ *cloud.Cloud) Config {
 			t.Setenv("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1")
 			return Config{CredentialsFile: write(t, "adc.json", object(t, map[string]any{
 				"type": "impersonated_service_account", "service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + puller + ":generateAccessToken",
 				"source_credentials": map[string]any{"type": "external_account", "credential_source": map[string]any{"executable": map[string]any{"command": "/bin/false"}}},
 			}))}
-		}, true, []string{"a program to be run", "impersonate"}},
+		}, misconfigured, []string{"a program to be run", "impersonate"}},
 		"a token's file that is not there": {func(t *testing.T, _ *cloud.Cloud) Config {
 			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
 				"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token", "credential_source": map[string]any{"file": "/nonexistent/token"},
 			}))}
-		}, false, []string{"its token is to be in /nonexistent/token"}},
-		"a client certificate": {func(t *testing.T, _ *cloud.Cloud) Config {
-			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{"type": "external_account", "credential_source": map[string]any{"certificate": map[string]any{"use_default_certificate_config": true}}}))}
-		}, true, []string{"X.509"}},
+		}, unavailable, []string{"its token is to be in /nonexistent/token"}},
+		"a client certificate behind an impersonation": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return Config{CredentialsFile: write(t, "adc.json", object(t, map[string]any{
+				"type": "impersonated_service_account", "service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + puller + ":generateAccessToken",
+				"source_credentials": map[string]any{"type": "external_account", "credential_source": map[string]any{"certificate": map[string]any{"use_default_certificate_config": true}}},
+			}))}
+		}, misconfigured, []string{"a client certificate", "impersonate"}},
 		"a program named by a file that others may write": {func(t *testing.T, _ *cloud.Cloud) Config {
 			file := write(t, "external.json", object(t, map[string]any{"type": "external_account", "credential_source": map[string]any{"executable": map[string]any{"command": "/bin/false"}}}))
 			if err := os.Chmod(file, 0o622); err != nil {
 				t.Fatal(err)
 			}
 			return Config{CredentialsFile: file}
-		}, true, []string{"it names a program to be run", "is not safe to use"}},
+		}, misconfigured, []string{"it names a program to be run", "is not safe to use"}},
 		"credentials of another universe": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["universe_domain"] = "s3nsapis.fr" })
-		}, true, []string{"the credentials are of universe s3nsapis.fr, and the registries' tokens of googleapis.com"}},
+		}, misconfigured, []string{"the credentials are of universe s3nsapis.fr, and the registries' tokens of googleapis.com"}},
 		"a registry of another universe": {func(t *testing.T, c *cloud.Cloud) Config {
 			cfg := key(t, c, nil)
 			cfg.UniverseDomain = "s3nsapis.fr"
 			return cfg
-		}, true, []string{host + " takes tokens of googleapis.com, and this provider's are of s3nsapis.fr"}},
+		}, misconfigured, []string{host + " takes tokens of googleapis.com, and this provider's are of s3nsapis.fr"}},
 		"a service that says too much": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 400, Body: `{"error": "` + planted + ` 1"}`})
 			return key(t, c, nil)
-		}, true, []string{"refused without a code that is known"}},
+		}, refused, []string{"refused without a code that is known"}},
 		"a service that hangs up": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Reset: true})
 			return key(t, c, nil)
-		}, false, []string{"oauth2.googleapis.com: "}},
+		}, unavailable, []string{"oauth2.googleapis.com: "}},
 		"a redirection": {func(t *testing.T, c *cloud.Cloud) Config {
 			c.Fail(cloud.Fault{Service: "google-oauth", Status: 307, Body: planted})
 			return key(t, c, nil)
-		}, false, []string{"HTTP status 307"}},
+		}, unavailable, []string{"HTTP status 307"}},
 		"an account that may not be impersonated": {func(t *testing.T, c *cloud.Cloud) Config {
 			machine(t, c)
 			return Config{Impersonate: puller, Delegates: []string{between}}
-		}, true, []string{"token of service account " + puller, "PERMISSION_DENIED", "roles/iam.serviceAccountTokenCreator", "on " + between + ", and each delegate on the next"}},
+		}, refused, []string{"token of service account " + puller, "PERMISSION_DENIED", "roles/iam.serviceAccountTokenCreator", "on " + between + ", and each delegate on the next"}},
 		"a service account's scopes": {func(t *testing.T, c *cloud.Cloud) Config {
 			g := c.GoogleInstance(cloud.ServiceAccount{Email: node})
 			g.SetScopes("https://www.googleapis.com/auth/devstorage.read_only")
 			setenv(t, g.Environ()...)
 			c.AllowImpersonation(node, puller)
 			return Config{Impersonate: puller}
-		}, true, []string{"ACCESS_TOKEN_SCOPE_INSUFFICIENT"}},
+		}, refused, []string{"ACCESS_TOKEN_SCOPE_INSUFFICIENT"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := setUp(t)
@@ -196,8 +205,8 @@ func TestFailures(t *testing.T) {
 					t.Errorf("it tells %q: %v", secret, err)
 				}
 			}
-			if marked, ok := errors.AsType[*backends.Error](err); !ok || marked.Kind != backends.KindUnavailable != test.lasting {
-				t.Errorf("lasting: %t, want %t: %v", ok && marked.Kind != backends.KindUnavailable, test.lasting, err)
+			if marked, ok := errors.AsType[*backends.Error](err); !ok || marked.Kind != test.kind {
+				t.Errorf("its kind is not %d: %#v", test.kind, err)
 			}
 		})
 	}
@@ -233,18 +242,38 @@ func TestAFileThatOthersCanReadIsWarnedOf(t *testing.T) {
 	before := slog.Default()
 	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
 	defer slog.SetDefault(before)
-	c := setUp(t)
-	c.GrantReader(project, puller)
-	file := write(t, "key.json", c.ServiceAccountKeyFile(puller))
-	for mode, want := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
-		if err := os.Chmod(file, mode); err != nil {
+	c, ca, f := setUpX509(t)
+	f.issue(ca, nil)
+	key := write(t, "key.json", c.ServiceAccountKeyFile(puller))
+	for file, cfg := range map[string]Config{
+		key:               {CredentialsFile: key},
+		f.path("key.pem"): f.external(map[string]any{"certificate_config_location": f.write("config.json", f.config())}, nil),
+	} {
+		for mode, want := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
+			if err := os.Chmod(file, mode); err != nil {
+				t.Fatal(err)
+			}
+			log.Reset()
+			if _, err := backendFor(t, c, cfg).Credentials(t.Context(), backends.Request{Image: image}); err != nil {
+				t.Error(err)
+			}
+			if got := strings.Contains(log.String(), "can be read by every user") && strings.Contains(log.String(), file); got != want {
+				t.Errorf("%s, mode %o: %s", file, mode, log.String())
+			}
+		}
+	}
+	// The others are no secrets.
+	for _, name := range []string{"cert.pem", "config.json", "external.json"} {
+		if err := os.Chmod(f.path(name), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		log.Reset()
-		pull(t, c, backendFor(t, c, Config{CredentialsFile: file}), backends.Request{Image: image})
-		if got := strings.Contains(log.String(), "can be read by every user"); got != want {
-			t.Errorf("mode %o: %s", mode, log.String())
-		}
+	}
+	if err := os.Chmod(f.path("key.pem"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log.Reset()
+	if _, err := backendFor(t, c, Config{CredentialsFile: f.path("external.json")}).Credentials(t.Context(), backends.Request{Image: image}); err != nil || log.Len() > 0 {
+		t.Errorf("%v, %s", err, log.String())
 	}
 }
 

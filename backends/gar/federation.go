@@ -74,15 +74,20 @@ func (f *federation) advice(last exchange) string {
 	if f.aws && last.link {
 		return "no AWS identity: off EC2, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION have to be there (named in inheritEnv); in a container on EC2, the instance's metadata hop limit has to be 2"
 	}
-	switch last.code {
+	return exchangeAdvice(last.code, f.audience, "issuer, audience")
+}
+
+// exchangeAdvice is for the Security Token Service. Proof is by what of a provider what is exchanged is judged.
+func exchangeAdvice(code, audience, proof string) string {
+	switch code {
 	case "invalid_grant":
-		return fmt.Sprintf("the pool's provider does not take it: its issuer, audience, attribute mapping and condition are to be seen with `gcloud iam workload-identity-pools providers describe`; it was asked of %s", f.audience)
+		return fmt.Sprintf("the pool's provider does not take it: its %s, attribute mapping and condition are to be seen with `gcloud iam workload-identity-pools providers describe`; it was asked of %s", proof, audience)
 	case "invalid_target":
-		return fmt.Sprintf("there is no such pool or provider, or it is disabled: %s", f.audience)
+		return fmt.Sprintf("there is no such pool or provider, or it is disabled: %s", audience)
 	case "unauthorized_client":
 		return "the provider's attribute condition refuses it"
 	case "invalid_request":
-		return fmt.Sprintf("Google does not take the request for %s", f.audience)
+		return fmt.Sprintf("Google does not take the request for %s", audience)
 	}
 	return ""
 }

@@ -27,7 +27,9 @@ type file struct {
 	*google
 	path, kind string
 	content    []byte
-	domain     string // the universe that the file says
+	domain     string             // the universe that the file says
+	external   externalAccount    // what an external_account file says
+	shown      *clientCertificate // nil: none
 }
 
 // openFile reads a file. From is what names it, in messages: a setting or a variable.
@@ -39,21 +41,8 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	misconfigured := func(format string, args ...any) error {
 		return backends.InvalidConfig(field, "credentials of %s (%s): %w", path, from, fmt.Errorf(format, args...))
 	}
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() { // another kind may never end
-		return nil, misconfigured("it is no regular file")
-	}
-	if err == nil && info.Size() > maxFile {
-		return nil, misconfigured("it has %d bytes, which no file of credentials has", info.Size())
-	}
-	var content []byte
-	if err == nil {
-		content, err = os.ReadFile(path)
-	}
+	content, mode, err := readFile(path)
 	if err != nil {
-		if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-			err = pathErr.Err
-		}
 		return nil, misconfigured("%w", err)
 	}
 	var head struct {
@@ -69,14 +58,12 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	f := &file{google: g, path: path, kind: head.Type, content: content, domain: head.UniverseDomain}
 	switch credentials.CredType(head.Type) {
 	case credentials.ServiceAccount, credentials.AuthorizedUser, credentials.ImpersonatedServiceAccount, credentials.ExternalAccountAuthorizedUser:
-		if info.Mode().Perm()&0o004 != 0 && !isWindows {
-			slog.WarnContext(ctx, "the file of Google credentials can be read by every user of this machine: chmod 0600", "file", path)
-		}
+		warnIfReadable(ctx, path, mode)
 	case credentials.ExternalAccount: // says where the secret is, and maybe what program gets it
-		if certificate(content) {
-			return nil, misconfigured("it wants a client certificate (X.509), which is not supported")
+		if err := json.Unmarshal(content, &f.external); err != nil {
+			return nil, misconfigured("it is not JSON, or not of the form that Google documents")
 		}
-		if namesProgram(content) {
+		if f.external.CredentialSource.Executable != nil {
 			if err := trust.File(path); err != nil {
 				return nil, misconfigured("it names a program to be run: %w", err)
 			}
@@ -89,54 +76,73 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	return f, nil
 }
 
-// sources is what a file of credentials says of where its secret comes from, and that of the one within it.
-type sources struct {
-	CredentialSource struct {
-		File                    string
-		Executable, Certificate json.RawMessage
-	} `json:"credential_source"`
-	SourceCredentials json.RawMessage `json:"source_credentials"`
+// readFile reads a regular file within bounds: another kind may never end. Its error is about the file, and does not name it.
+func readFile(path string) (content []byte, mode fs.FileMode, err error) {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, 0, errors.New("it is no regular file")
+	}
+	if err == nil && info.Size() > maxFile {
+		return nil, 0, fmt.Errorf("it has %d bytes, which no file of credentials has", info.Size())
+	}
+	if err == nil {
+		content, err = os.ReadFile(path)
+	}
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pathErr.Err
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return content, info.Mode(), nil
 }
 
-func sourcesOf(content []byte) (s sources) {
-	_ = json.Unmarshal(content, &s) // what is no JSON names nothing
-	return s
-}
-
-func namesProgram(content []byte) bool {
-	return len(sourcesOf(content).CredentialSource.Executable) > 0
-}
-
-func certificate(content []byte) bool {
-	return len(sourcesOf(content).CredentialSource.Certificate) > 0
+// warnIfReadable warns of a file with a secret that everybody can read.
+func warnIfReadable(ctx context.Context, path string, mode fs.FileMode) {
+	if mode.Perm()&0o004 != 0 && !isWindows {
+		slog.WarnContext(ctx, "the file of Google credentials can be read by every user of this machine: chmod 0600", "file", path)
+	}
 }
 
 // hidden is what credentials within credentials want; "" if it is nothing that has to be looked at.
 func hidden(content []byte) string {
-	for inner := sourcesOf(content).SourceCredentials; len(inner) > 0; inner = sourcesOf(inner).SourceCredentials {
+	for {
+		var outer struct {
+			SourceCredentials json.RawMessage `json:"source_credentials"`
+		}
+		var inner struct {
+			CredentialSource struct {
+				Executable, Certificate json.RawMessage
+			} `json:"credential_source"`
+		}
+		if json.Unmarshal(content, &outer) != nil || len(outer.SourceCredentials) == 0 {
+			return "" // what is no JSON names nothing
+		}
+		content = outer.SourceCredentials
+		_ = json.Unmarshal(content, &inner)
 		switch {
-		case namesProgram(inner):
+		case len(inner.CredentialSource.Executable) > 0:
 			return "a program to be run"
-		case certificate(inner):
+		case len(inner.CredentialSource.Certificate) > 0:
 			return "a client certificate"
 		}
 	}
-	return ""
 }
 
 func (f *file) token(ctx context.Context, scope string) (token, error) {
 	doing := fmt.Sprintf("token for the %s in %s", f.kind, f.path)
 	calls := f.calls()
-	made, err := f.credentials(scope, calls)
+	made, err := f.credentials(ctx, scope, calls)
 	if err != nil {
 		return token{}, err
 	}
+	defer calls.close()
 	t, err := made.Token(ctx)
 	if own, ok := errors.AsType[*subjectError](err); ok { // the token itself was not to be had
 		return token{}, own.err
 	}
 	if err != nil && calls.end().host == "" && ctx.Err() == nil { // nobody was asked
-		if from := sourcesOf(f.content).CredentialSource.File; from != "" {
+		if from := f.external.CredentialSource.File; from != "" {
 			return token{}, backends.Unavailable(fmt.Errorf("%s: its token is to be in %s, which cannot be read, or has none in the format that the file says", doing, from))
 		}
 		return token{}, f.incomplete()
@@ -148,9 +154,9 @@ func (f *file) token(ctx context.Context, scope string) (token, error) {
 }
 
 // credentials are what Google's library makes of the file.
-func (f *file) credentials(scope string, calls *calls) (made *auth.Credentials, err error) {
+func (f *file) credentials(ctx context.Context, scope string, calls *calls) (made *auth.Credentials, err error) {
 	if credentials.CredType(f.kind) == credentials.ExternalAccount {
-		options, err := f.options(scope, calls)
+		options, err := f.options(ctx, scope, calls)
 		if err != nil {
 			return nil, err
 		}
@@ -176,11 +182,20 @@ func (f *file) incomplete() error {
 }
 
 func (f *file) advice(last exchange) string {
-	if credentials.CredType(f.kind) == credentials.ExternalAccount && last.code == "invalid_grant" {
-		return "the pool's provider does not take the token: its issuer, audience, attribute mapping and condition are to be seen with `gcloud iam workload-identity-pools providers describe`"
+	if credentials.CredType(f.kind) == credentials.ExternalAccount {
+		proof := "issuer, audience"
+		if f.shown != nil {
+			proof = "trust anchors"
+			if doubt := f.shown.doubt(f.now()); doubt != "" && last.code == "invalid_grant" {
+				return doubt
+			}
+		}
+		if advice := exchangeAdvice(last.code, f.external.Audience, proof); advice != "" {
+			return advice
+		}
 	}
 	if last.status == http.StatusForbidden {
-		return "who asks has to have roles/iam.serviceAccountTokenCreator on the service account that the file impersonates"
+		return "who asks has to have roles/iam.serviceAccountTokenCreator (another cloud's or issuer's identity: roles/iam.workloadIdentityUser) on the service account that the file impersonates"
 	}
 	return oauthAdvice(last)
 }

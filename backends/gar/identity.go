@@ -193,8 +193,10 @@ func (g *google) applicationDefault(ctx context.Context) (source, error) {
 }
 
 // wellKnownFile is where gcloud keeps a user's Application Default Credentials.
-func wellKnownFile() string {
-	const name = "application_default_credentials.json"
+func wellKnownFile() string { return gcloudFile("application_default_credentials.json") }
+
+// gcloudFile is where gcloud keeps a file of this name; empty: there is no home.
+func gcloudFile(name string) string {
 	if runtime.GOOS == "windows" {
 		if dir := os.Getenv("APPDATA"); dir != "" {
 			return filepath.Join(dir, "gcloud", name)

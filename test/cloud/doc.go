@@ -23,7 +23,8 @@
 // Token endpoint (oauth2.googleapis.com): service accounts' assertions (RS256 with a key of the account, audience, an hour at most by the cloud's clock, scopes that look like Google's) for
 // access and ID tokens; users' refresh tokens with their client, its secret and their scopes.
 // STS: OIDC tokens for workload identity pools and for GKE clusters (issuer and its published keys, audience, times to a minute, the subject's size; the token lives no longer than its
-// proof), signed GetCallerIdentity requests of AWS, which AWS judges as any other and which have to name the provider; disabled providers.
+// proof), signed GetCallerIdentity requests of AWS, which AWS judges as any other and which have to name the provider; clients' certificates (shown by mutual TLS and first in the token,
+// trust anchors, times, uses, limits); disabled providers; the mapping of the subject and the condition, as functions.
 // Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
 // Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, readers by project (pools and allUsers too), their own tokens.
@@ -34,9 +35,10 @@
 // global STS endpoint in such a region; packed sizes of policies and tags; transitive tags; source identity; MFA; managed session policies (refused); signatures in the query and SigV4a. An
 // image's layers.
 //
-// Of Google: deny policies, conditions, attribute mappings and sets of principals but for whole pools; how long changes of policies take; X.509, SAML and workforce pools, Credential
-// Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS; key files as passwords; the Artifact Registry API. Whether Compute
-// Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a token, and never widen it.
+// Of Google: deny policies, conditions of roles, mapped attributes but for the subject, and sets of principals but for whole pools; how long changes of policies take; SAML and workforce
+// pools, Credential Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS but for STS and the Credentials API, kinds of
+// certificates' keys; key files as passwords; the Artifact Registry API. Whether Compute Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a
+// token, and never widen it.
 //
 // Where a cloud documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.
 package cloud

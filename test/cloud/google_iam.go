@@ -35,8 +35,10 @@ func (c *Cloud) startGoogle() {
 		hosts: map[string]string{}, repositories: map[string]bool{}, readers: map[string][]string{}, bearers: map[string]string{},
 	}
 	c.handle("oauth2.googleapis.com", "google-oauth", http.HandlerFunc(c.serveGoogleOAuth))
-	c.handle("sts.googleapis.com", "google-sts", http.HandlerFunc(c.serveGoogleSTS))
-	c.handle("iamcredentials.googleapis.com", "google-iam", http.HandlerFunc(c.serveIAMCredentials))
+	for _, way := range []string{"", ".mtls"} {
+		c.handle("sts"+way+".googleapis.com", "google-sts", http.HandlerFunc(c.serveGoogleSTS))
+		c.handle("iamcredentials"+way+".googleapis.com", "google-iam", http.HandlerFunc(c.serveIAMCredentials))
+	}
 }
 
 // ServiceAccount is a Google service account.

@@ -46,7 +46,11 @@ func (c *Cloud) post(t testing.TB, address, kind, body string, headers ...string
 
 func (c *Cloud) send(t testing.TB, method, address, body string, headers ...string) googleAnswer {
 	t.Helper()
-	client := c.Client()
+	return sendBy(t, c.Client(), method, address, body, headers...)
+}
+
+func sendBy(t testing.TB, client *http.Client, method, address, body string, headers ...string) googleAnswer {
+	t.Helper()
 	t.Cleanup(client.CloseIdleConnections)
 	r, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
 	if err != nil {

@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"cmp"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -15,20 +16,41 @@ import (
 	"time"
 )
 
-// WorkloadProvider is a provider of a workload identity pool (https://cloud.google.com/iam/docs/workload-identity-federation): whose identities the pool takes for whose. The
-// subject is what sub of a token says, or the ARN of who signed for AWS; there are no other attributes and no conditions.
+// WorkloadProvider is a provider of a workload identity pool (https://cloud.google.com/iam/docs/workload-identity-federation): whose identities the pool takes for whose. It is for
+// the tokens of Issuer, for certificates of TrustAnchors, or else for AWS.
 type WorkloadProvider struct {
 	// ProjectNumber is the number of the pool's project.
 	ProjectNumber  string
 	Pool, Provider string
-	// Issuer is the URL of an OIDC issuer. Empty: this is a provider for AWS.
+	// Issuer is the URL of an OIDC issuer.
 	Issuer string
 	// AllowedAudiences are what a token may be for. None: the provider's full name, with or without https: before it.
 	AllowedAudiences []string
+	// TrustAnchors are the CAs that clients' certificates have to lead to, Intermediates others on the way there.
+	TrustAnchors, Intermediates []*x509.Certificate
 	// AWSAccount is the account that may sign in.
 	AWSAccount string
+	// Subject is the mapping of google.subject. nil: as Google has it where nothing is said, sub of a token, arn of AWS, and subject.dn.cn of a certificate.
+	Subject func(Assertion) string
+	// Condition is the attribute condition. nil: none. (Google has an expression for either, in CEL.)
+	Condition func(Assertion) bool
 	// Disabled: it is there, and nobody may use it.
 	Disabled bool
+}
+
+// Assertion is what a credential says, and what mappings and conditions are made of: a token's claims, AWS's account, arn and userid, or a certificate's attributes.
+type Assertion map[string]any
+
+// Text is a text in it; empty if there is none there. Names lead through objects: Text("subject", "dn", "cn").
+func (a Assertion) Text(names ...string) string {
+	for i, name := range names {
+		if i == len(names)-1 {
+			text, _ := a[name].(string)
+			return text
+		}
+		a, _ = a[name].(map[string]any)
+	}
+	return ""
 }
 
 // Audience is the provider's full name, which a token exchange has to say.
@@ -50,7 +72,7 @@ func workloadPool(project, pool string) string {
 
 // AddWorkloadPool makes a provider and the pool that it is in, or replaces the provider. Its issuer is to be added by AddIssuer.
 func (c *Cloud) AddWorkloadPool(p WorkloadProvider) {
-	p.AllowedAudiences = slices.Clone(p.AllowedAudiences)
+	p.AllowedAudiences, p.TrustAnchors, p.Intermediates = slices.Clone(p.AllowedAudiences), slices.Clone(p.TrustAnchors), slices.Clone(p.Intermediates)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.google.providers[p.Audience()] = &p
@@ -93,6 +115,7 @@ const (
 	tokenTypeJWT    = "urn:ietf:params:oauth:token-type:jwt"
 	tokenTypeID     = "urn:ietf:params:oauth:token-type:id_token"
 	tokenTypeAWS    = "urn:ietf:params:aws:token-type:aws4_request"
+	tokenTypeMTLS   = "urn:ietf:params:oauth:token-type:mtls"
 )
 
 var googleAudience = regexp.MustCompile(`^(//iam\.googleapis\.com/projects/\d+/locations/global/workloadIdentityPools/[a-z0-9-]+/providers/[a-z0-9-]+|identitynamespace:[^:]+:https://.+)$`)
@@ -116,7 +139,7 @@ func (c *Cloud) serveGoogleSTS(w http.ResponseWriter, r *http.Request) {
 	form, no := googleForm(w, r)
 	var who federated
 	if no == nil {
-		who, no = c.exchange(form) //nolint:contextcheck // what it asks others ends with the cloud
+		who, no = c.exchange(form, clientCertificate(r)) //nolint:contextcheck // what it asks others ends with the cloud
 	}
 	if no != nil {
 		writeOAuth(w, r, *no)
@@ -130,8 +153,8 @@ func (c *Cloud) serveGoogleSTS(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// exchange judges a token exchange (RFC 8693).
-func (c *Cloud) exchange(form url.Values) (federated, *refusal) {
+// exchange judges a token exchange (RFC 8693). Peer is the certificate that the client has shown, if any.
+func (c *Cloud) exchange(form url.Values, peer *x509.Certificate) (federated, *refusal) {
 	invalid := func(name string) (federated, *refusal) {
 		return federated{}, &refusal{http.StatusBadRequest, "invalid_request", `Invalid value for "` + name + `".`}
 	}
@@ -146,7 +169,7 @@ func (c *Cloud) exchange(form url.Values) (federated, *refusal) {
 		}
 	case form.Get("requested_token_type") != tokenTypeAccess:
 		return invalid("requested_token_type")
-	case kind != tokenTypeJWT && kind != tokenTypeID && kind != tokenTypeAWS:
+	case !slices.Contains([]string{tokenTypeJWT, tokenTypeID, tokenTypeAWS, tokenTypeMTLS}, kind):
 		return invalid("subject_token_type")
 	case token == "":
 		return invalid("subject_token")
@@ -158,7 +181,7 @@ func (c *Cloud) exchange(form url.Values) (federated, *refusal) {
 	c.mu.Unlock()
 	switch {
 	case cluster != nil:
-		if kind == tokenTypeAWS {
+		if kind != tokenTypeJWT && kind != tokenTypeID {
 			return invalid("subject_token_type")
 		}
 		return c.federateGKE(*cluster, token)
@@ -167,38 +190,69 @@ func (c *Cloud) exchange(form url.Values) (federated, *refusal) {
 			http.StatusBadRequest, "invalid_target",
 			`The target service indicated by the "audience" parameters is invalid. This might either be because the pool or provider is disabled or deleted or because it doesn't exist.`,
 		}
-	case (kind == tokenTypeAWS) != (provider.Issuer == ""):
+	case !provider.takes(kind):
 		return invalid("subject_token_type")
 	case kind == tokenTypeAWS:
 		return c.federateAWS(*provider, token)
+	case kind == tokenTypeMTLS:
+		return c.federateX509(*provider, token, peer)
 	}
 	allowed := provider.AllowedAudiences
 	if len(allowed) == 0 {
 		allowed = []string{audience, "https:" + audience}
 	}
-	subject, life, no := c.federateOIDC(token, provider.Issuer, allowed)
-	return federated{provider.Principal(subject), life}, no
+	claims, life, no := c.federateOIDC(token, provider.Issuer, allowed)
+	if no != nil {
+		return federated{}, no
+	}
+	return provider.admit(claims, []string{"sub"}, life)
+}
+
+// takes says whether a kind of token is the provider's.
+func (p WorkloadProvider) takes(kind string) bool {
+	switch {
+	case p.Issuer != "":
+		return kind == tokenTypeJWT || kind == tokenTypeID
+	case p.TrustAnchors != nil:
+		return kind == tokenTypeMTLS
+	}
+	return kind == tokenTypeAWS
+}
+
+// admit is whose a credential is that has been found to be good, and that holds for life: by the mapping, or as is said by what these names lead to.
+func (p WorkloadProvider) admit(said Assertion, names []string, life time.Duration) (federated, *refusal) {
+	subject := said.Text(names...)
+	if p.Subject != nil {
+		subject = p.Subject(said)
+	}
+	if no := mapped(subject); no != nil {
+		return federated{}, no
+	}
+	if p.Condition != nil && !p.Condition(said) {
+		return federated{}, &refusal{http.StatusBadRequest, "unauthorized_client", "The given credential is rejected by the attribute condition."}
+	}
+	return federated{p.Principal(subject), life}, nil
 }
 
 func notGranted(format string, a ...any) *refusal {
 	return &refusal{http.StatusBadRequest, "invalid_grant", fmt.Sprintf(format, a...)}
 }
 
-// federateOIDC verifies a token for an issuer, and gives its subject and how long it still lives.
-func (c *Cloud) federateOIDC(token, issuer string, allowed []string) (subject string, life time.Duration, no *refusal) {
+// federateOIDC verifies a token for an issuer, and gives its claims and how long it still lives.
+func (c *Cloud) federateOIDC(token, issuer string, allowed []string) (said Assertion, life time.Duration, no *refusal) {
 	claims, err := unverifiedClaims(token)
 	if err != nil {
-		return "", 0, &refusal{http.StatusBadRequest, "invalid_request", "The subject token is not a valid JWT."}
+		return nil, 0, &refusal{http.StatusBadRequest, "invalid_request", "The subject token is not a valid JWT."}
 	}
 	if iss, ok := claims["iss"].(string); iss != issuer {
 		if !ok {
 			iss = "null"
 		}
-		return "", 0, notGranted("The issuer in ID Token %s does not match the expected one in config: %s", iss, issuer)
+		return nil, 0, notGranted("The issuer in ID Token %s does not match the expected one in config: %s", iss, issuer)
 	}
 	is := audiences(claims)
 	if !slices.ContainsFunc(is, func(a string) bool { return slices.Contains(allowed, a) }) {
-		return "", 0, notGranted("The audience in ID Token [%s] does not match the expected audience.", strings.Join(is, ", "))
+		return nil, 0, notGranted("The audience in ID Token [%s] does not match the expected audience.", strings.Join(is, ", "))
 	}
 	// Clocks may differ by a minute.
 	now := c.Now()
@@ -206,19 +260,18 @@ func (c *Cloud) federateOIDC(token, issuer string, allowed []string) (subject st
 	expires, okay := numericDate(claims, "exp")
 	switch {
 	case !ok:
-		return "", 0, notGranted("ID Token issued at null is stale to sign-in.")
+		return nil, 0, notGranted("ID Token issued at null is stale to sign-in.")
 	case !okay || !now.Before(expires.Add(time.Minute)) || issued.After(now.Add(time.Minute)):
-		return "", 0, notGranted("ID Token issued at %d is stale to sign-in.", issued.Unix())
+		return nil, 0, notGranted("ID Token issued at %d is stale to sign-in.", issued.Unix())
 	}
 	_, err = c.verifyToken(token, issuer)
 	switch {
 	case errors.Is(err, errWrongSignature):
-		return "", 0, notGranted("Unable to verify the ID Token signature.")
+		return nil, 0, notGranted("Unable to verify the ID Token signature.")
 	case err != nil:
-		return "", 0, notGranted("Error connecting to the given credential's issuer.")
+		return nil, 0, notGranted("Error connecting to the given credential's issuer.")
 	}
-	subject, _ = claims["sub"].(string)
-	return subject, expires.Sub(now), mapped(subject)
+	return claims, expires.Sub(now), nil
 }
 
 // mapped judges a subject.
@@ -235,11 +288,11 @@ func mapped(subject string) *refusal {
 
 // federateGKE verifies the token of a cluster's service account.
 func (c *Cloud) federateGKE(g GKECluster, token string) (federated, *refusal) {
-	subject, life, no := c.federateOIDC(token, g.issuer(), []string{g.Pool()})
+	claims, life, no := c.federateOIDC(token, g.issuer(), []string{g.Pool()})
 	if no != nil {
 		return federated{}, no
 	}
-	namespaced, ok := strings.CutPrefix(subject, "system:serviceaccount:")
+	namespaced, ok := strings.CutPrefix(claims.Text("sub"), "system:serviceaccount:")
 	namespace, name, okay := strings.Cut(namespaced, ":")
 	if !ok || !okay || namespace == "" || name == "" {
 		return federated{}, mapped("")
@@ -286,6 +339,7 @@ func (c *Cloud) federateAWS(p WorkloadProvider, token string) (federated, *refus
 	c.stsAPI(e).ServeHTTP(w, r)
 	var said struct {
 		Arn     string `xml:"GetCallerIdentityResult>Arn"`
+		UserID  string `xml:"GetCallerIdentityResult>UserId"`
 		Account string `xml:"GetCallerIdentityResult>Account"`
 	}
 	if err := xml.Unmarshal(w.Body.Bytes(), &said); w.Code != http.StatusOK || err != nil {
@@ -294,7 +348,7 @@ func (c *Cloud) federateAWS(p WorkloadProvider, token string) (federated, *refus
 	if said.Account != p.AWSAccount {
 		return federated{}, notGranted("The AWS account %s is not the one that the provider is for.", said.Account)
 	}
-	return federated{p.Principal(said.Arn), time.Hour}, mapped(said.Arn)
+	return p.admit(Assertion{"arn": said.Arn, "account": said.Account, "userid": said.UserID}, []string{"arn"}, time.Hour)
 }
 
 // googleRefusal is what a Google API says no with (https://cloud.google.com/apis/design/errors).

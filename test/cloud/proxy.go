@@ -226,6 +226,9 @@ func (p *proxy) tunnel(w http.ResponseWriter, host string) {
 			return p.c.ca.leaf(host)
 		},
 	}
+	if wantsCertificate(host) {
+		config.ClientAuth = tls.RequestClientCert
+	}
 	secured := tls.Server(t, config)
 	if err := secured.HandshakeContext(p.c.done); err != nil {
 		_ = conn.Close()

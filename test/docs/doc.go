@@ -30,5 +30,7 @@
 // taken out of the output). Files that a BrokerConfig names, and that are not there, are made. $REPO is the clone. What a document needs without wanting to show it stands in an HTML comment that
 // begins with "<!-- run" and holds shell commands.
 //
+// A document that says what every error of a package means is held against the package's code, both ways: see errorTables.
+//
 // Links between the documents, and to headings in them, are checked too.
 package docs

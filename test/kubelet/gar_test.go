@@ -3,6 +3,7 @@
 package kubelet
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -27,6 +28,7 @@ var (
 	garPool    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "pool", Provider: "provider", Issuer: ecrCluster}
 	garAWS     = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "aws", Provider: "provider", AWSAccount: ecrAccount}
 	garAzure   = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "azure", Provider: "provider"} // a tenant is made for each test
+	garX509    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "x509", Provider: "provider"} // its trust anchors are made with the certificates
 )
 
 // newGoogleWorld is a world whose node pulls from Google.
@@ -69,6 +71,16 @@ func (w *world) key(email string) string {
 	return file
 }
 
+// json writes a file of JSON below the node's home.
+func (w *world) json(name string, content object) string {
+	w.Helper()
+	text, err := json.Marshal(content)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return w.file(name, string(text), 0o600)
+}
+
 // impersonable lets one act as another, unless that is to be refused.
 func (w *world) impersonable(by, whom string) {
 	if !w.refuse {
@@ -90,11 +102,7 @@ func (w *world) external(source object, as ...string) {
 	for _, account := range as {
 		file["service_account_impersonation_url"] = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + account + ":generateAccessToken"
 	}
-	content, err := json.Marshal(file)
-	if err != nil {
-		w.Fatal(err)
-	}
-	w.config["credentialsFile"] = w.file("external.json", string(content), 0o600)
+	w.config["credentialsFile"] = w.json("external.json", file)
 }
 
 // podTokens is a provider's tokenAttributes for Google.
@@ -128,14 +136,10 @@ var garRows = []row{
 
 	{"a file that impersonates", func(w *world) {
 		w.impersonable(garHuman, garPuller)
-		file, err := json.Marshal(object{
+		w.config["credentialsFile"] = w.json("adc.json", object{
 			"type": "impersonated_service_account", "source_credentials": json.RawMessage(w.AddGoogleUser(garHuman)),
 			"service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + garPuller + ":generateAccessToken",
 		})
-		if err != nil {
-			w.Fatal(err)
-		}
-		w.config["credentialsFile"] = w.file("adc.json", string(file), 0o600)
 	}, garPuller, nil, []string{"PERMISSION_DENIED", "roles/iam.serviceAccountTokenCreator"}},
 
 	{"an account that a key impersonates", func(w *world) {
@@ -146,6 +150,34 @@ var garRows = []row{
 	{"another issuer's token", func(w *world) {
 		w.config = object{"workloadIdentityProvider": garResource(garPool), "webIdentity": object{"audience": w.unless("https:"+garPool.Audience(), "https://other.example"), "file": object{"path": w.file("token", w.nodeToken(), 0o600)}}}
 	}, garPool.Principal("node-1"), nil, []string{"invalid_grant", "workload-identity-pools providers describe"}},
+
+	{"another issuer's token, with a condition", func(w *world) {
+		provider := garPool
+		provider.Condition = func(a cloud.Assertion) bool { return a.Text("repository_owner") == "acme" }
+		w.AddWorkloadPool(provider)
+		audience := "https:" + garPool.Audience()
+		token := w.issuer.Token(object{"aud": audience, "sub": "node-1", "repository_owner": w.unless("acme", "other")})
+		w.config = object{"workloadIdentityProvider": garResource(garPool), "webIdentity": object{"audience": audience, "file": object{"path": w.file("token", token, 0o600)}}}
+	}, garPool.Principal("node-1"), nil, []string{"unauthorized_client", "the provider's attribute condition refuses it"}},
+
+	{"a client certificate", func(w *world) {
+		trusted := w.ClientCA("root")
+		provider := garX509
+		provider.TrustAnchors = []*x509.Certificate{trusted.Certificate}
+		w.AddWorkloadPool(provider)
+		issuing := trusted
+		if w.refuse {
+			issuing = w.ClientCA("root")
+		}
+		certificate, key := issuing.Issue("node-1", nil)
+		w.env = []string{"GOOGLE_APPLICATION_CREDENTIALS=" + w.json("external.json", object{
+			"type": "external_account", "audience": garX509.Audience(), "subject_token_type": "urn:ietf:params:oauth:token-type:mtls", "token_url": "https://sts.mtls.googleapis.com/v1/token",
+			"credential_source": object{"certificate": object{"use_default_certificate_config": true}},
+		})}
+		w.json(".config/gcloud/certificate_config.json", object{"cert_configs": object{"workload": object{
+			"cert_path": w.file("cert.pem", string(certificate), 0o644), "key_path": w.file("key.pem", string(key), 0o600),
+		}}})
+	}, garX509.Principal("node-1"), nil, []string{"sts.mtls.googleapis.com: invalid_grant", "its trust anchors"}},
 
 	{"AWS", func(w *world) {
 		keys := w.AddUser("arn:aws:iam::" + w.unless(ecrAccount, ecrOther) + ":user/node")
@@ -229,7 +261,7 @@ func TestGARIdentities(t *testing.T) {
 			t.Parallel()
 			w := newGoogleWorld(t)
 			r.prepare(w)
-			for _, reader := range []string{garNode, garPuller, garHuman, garPool.PrincipalSet(), garAWS.PrincipalSet(), garCluster.Principal("team-a", "builder")} {
+			for _, reader := range []string{garNode, garPuller, garHuman, garPool.PrincipalSet(), garAWS.PrincipalSet(), garX509.PrincipalSet(), garCluster.Principal("team-a", "builder")} {
 				w.GrantReader(garProject, reader)
 			}
 			w.start()

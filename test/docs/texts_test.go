@@ -1,0 +1,120 @@
+package docs
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// errorTables are the documents that say what every error of a package means.
+var errorTables = []struct {
+	doc string
+	// packages have no text that the table lacks.
+	packages []string
+	// others have texts that the table may have too.
+	others []string
+	// without are files whose texts have a place of their own.
+	without string
+}{
+	{
+		doc: "docs/backends/gar.md", packages: []string{"backends/gar", "backends/internal/kept", "backends/internal/remote"}, others: []string{"proto/trust", "backends/child"},
+		without: "check*.go",
+	},
+}
+
+// TestTablesHaveEveryError: what a table of errors says stands in the code, and what the code says stands in the table, where it has three words: fewer are a name, or part of a text.
+func TestTablesHaveEveryError(t *testing.T) {
+	for _, table := range errorTables {
+		content, err := os.ReadFile(filepath.Join(repo, table.doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		known := tableTexts(string(content))
+		own, foreign := codeTexts(t, table.packages, table.without), codeTexts(t, table.others, "")
+		if len(known) < 60 || len(own) < 60 {
+			t.Fatalf("%s: only %d texts in the table and %d in the code were found", table.doc, len(known), len(own))
+		}
+		for _, text := range known {
+			if !slices.ContainsFunc(append(foreign, own...), func(code string) bool { return strings.Contains(code, text) }) {
+				t.Errorf("%s: the code does not say %q", table.doc, text)
+			}
+		}
+		for _, code := range own {
+			if len(strings.Fields(code)) > 2 && !slices.ContainsFunc(known, func(text string) bool { return len(text) > 10 && strings.Contains(code, text) }) {
+				t.Errorf("%s: the table has nothing of %q", table.doc, code)
+			}
+		}
+	}
+}
+
+// tableTexts are the texts in the first columns of the tables below "What every error means", in pieces between what differs.
+func tableTexts(doc string) []string {
+	_, rest, _ := strings.Cut(doc, "\n## What every error means\n")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	var all []string
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		for _, span := range codeSpan.FindAllString(cells[1], -1) {
+			for piece := range strings.SplitSeq(strings.Trim(span, "`"), "…") {
+				if piece = strings.Trim(piece, " :,;"); len(piece) > 3 {
+					all = append(all, piece)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// codeTexts are the texts of packages' code that somebody may get to read, as strings are written there; neither those for the log nor those that are looked for.
+func codeTexts(t *testing.T, packages []string, without string) []string {
+	t.Helper()
+	var all []string
+	for _, dir := range packages {
+		files, err := filepath.Glob(filepath.Join(repo, dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no code in %s: %v", dir, err)
+		}
+		for _, path := range files {
+			if left, _ := filepath.Match(without, filepath.Base(path)); left || strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var collect func(ast.Node) bool
+			collect = func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.CallExpr:
+					called, _ := n.Fun.(*ast.SelectorExpr)
+					return called == nil || !isNamed(called.X, "slog") && !isNamed(called.X, "strings")
+				case *ast.Field: // its tag is none
+					ast.Inspect(n.Type, collect)
+					return false
+				case *ast.BasicLit:
+					text, err := strconv.Unquote(n.Value)
+					if n.Kind == token.STRING && err == nil {
+						all = append(all, text)
+					}
+				}
+				return true
+			}
+			ast.Inspect(parsed, collect)
+		}
+	}
+	return all
+}
+
+func isNamed(e ast.Expr, name string) bool {
+	ident, ok := e.(*ast.Ident)
+	return ok && ident.Name == name
+}
