@@ -154,7 +154,10 @@ func (g *google) machine(scopes string) {
 	g.env = append(g.env, i.Environ()...)
 	q := must(http.NewRequest(http.MethodGet, i.URL()+"/computeMetadata/v1/instance/service-accounts/default/token?scopes="+scopes, nil))
 	q.Header.Set("Metadata-Flavor", "Google")
-	response := must(http.DefaultClient.Do(q))
+	response, err := http.DefaultClient.Do(q)
+	if err != nil {
+		g.Fatal(err)
+	}
 	defer response.Body.Close()
 	var answer struct {
 		Token string `json:"access_token"`

@@ -156,7 +156,8 @@ func garTables(all []compared) string {
 
 The same requests, environment and cloud (a fake one, which verifies signatures and tokens, and knows scopes, accounts and roles, as Google does) were given to
 
-- **helper**: ` + "`docker-credential-gcr`" + ` v2.2.1 of GoogleCloudPlatform, a docker credential helper, asked for the registry's host: it knows no pods and gives no cache hints;
+- **helper**: ` + "`docker-credential-gcr`" + ` v2.2.1 of GoogleCloudPlatform, a docker credential helper, asked for the registry's host: it knows no pods and gives no cache hints. Its
+  other sources, a login of its own in a browser and ` + "`gcloud`" + `, are for people at a terminal and have no part here;
 - **broker**: the broker with one provider, ` + "`backend: gar`" + `, with no settings, unless the row says so.
 
 A *token* is one with which the registry lets the image be pulled; *nothing* is an answer without credentials, with which the kubelet pulls anonymously; a *failure* is exit status 1 with a reason,
@@ -304,7 +305,7 @@ func garElsewhere(name, host string) row {
 // Reasons that more than one row has.
 const (
 	googlesOwn  reason = "a token is worth something to whoever gets it: it is given to Google's registries and to nobody else. The helper answers for whatever it is asked for"
-	unasked     reason = "the helper signs a token with the key itself, and nobody is asked; the broker asks Google, and so gets one that is no longer than needed, ends when the account does, and reads only"
+	unasked     reason = "the helper signs a token with the key itself, and nobody is asked, so that nobody notices a key that is deleted"
 	unnoticed   reason = "a key that Google no longer knows is noticed before the pull, and said"
 	skewNoticed reason = "a clock that is wrong is noticed before the pull, and said"
 	googleTime  reason = "the answer comes within the provider's timeout (4 s here); the helper goes on for more than 20 s"
