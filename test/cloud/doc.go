@@ -27,7 +27,8 @@
 // trust anchors, times, uses, limits); disabled providers; the mapping of the subject and the condition, as functions.
 // Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
-// Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, readers by project (pools and allUsers too), their own tokens.
+// Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, those too that service accounts sign themselves (for a scope), readers by
+// project (pools and allUsers too), their own tokens.
 //
 // # What is not
 //

@@ -209,10 +209,13 @@ func isMember(principal, member string) bool {
 	return member == principal
 }
 
+// accessTokenPrefix is how those begin that Google gives out. It has as many dots as a JWT.
+const accessTokenPrefix = "ya29.c."
+
 // grant makes an access token.
 func (c *Cloud) grant(principal string, scopes []string, life time.Duration) (token string, expires time.Time) {
 	expires = c.Now().Add(life)
-	token = "ya29.c." + random(160)
+	token = accessTokenPrefix + random(160)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.google.tokens[token] = &accessToken{principal, slices.Clone(scopes), expires}
@@ -225,9 +228,13 @@ func (c *Cloud) AccessToken(principal string, life time.Duration, scopes ...stri
 	return token
 }
 
-// AccessTokenOf says what an access token is for. ok: it is alive. Of one that has ended the rest is still said, of one that is unknown or revoked nothing.
+// AccessTokenOf says what an access token is for, be it one that a service account has signed itself. ok: it is alive. Of one that has ended the rest is still said, of one that is unknown or
+// revoked nothing.
 func (c *Cloud) AccessTokenOf(token string) (principal string, scopes []string, expires time.Time, ok bool) {
 	now := c.Now()
+	if strings.Count(token, ".") == 2 && !strings.HasPrefix(token, accessTokenPrefix) {
+		return c.selfSigned(token)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.google.tokens[token]

@@ -78,12 +78,15 @@ func (c *Cloud) googleCaller(token string) (string, *refusal) {
 	return principal, nil
 }
 
+// helperUsername is what docker-credential-gcr sends, which says its version.
+var helperUsername = regexp.MustCompile(`^_dcgcr_\d+(_\d+)*_token$`)
+
 // googleLogin finds out whose a user name and password are; nobody's where there are none.
 func (c *Cloud) googleLogin(username, password string) (string, *refusal) {
 	if username == "" && password == "" {
 		return "", nil
 	}
-	if username != "oauth2accesstoken" && username != "_token" {
+	if username != "oauth2accesstoken" && username != "_token" && !helperUsername.MatchString(username) {
 		return "", &refusal{http.StatusUnauthorized, "UNAUTHORIZED", "authentication failed"}
 	}
 	return c.googleCaller(password)

@@ -2,10 +2,13 @@ package cloud
 
 import (
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 func TestPullFromGoogle(t *testing.T) {
@@ -24,6 +27,13 @@ func TestPullFromGoogle(t *testing.T) {
 	c.GrantReader("images", "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/*")
 	token := func(principal string, scopes ...string) string { return c.AccessToken(principal, time.Hour, scopes...) }
 	all := token(testAccountEmail, scopeCloudPlatform)
+	c.AddServiceAccount(ServiceAccount{Email: testAccountEmail})
+	file, key := readKeyFile(t, c.ServiceAccountKeyFile(testAccountEmail))
+	signed := func(change map[string]any) string {
+		claims := map[string]any{"iss": testAccountEmail, "sub": testAccountEmail, "scope": scopePrefix + "devstorage.read_write", "iat": c.Now().Unix(), "exp": c.Now().Add(time.Hour).Unix()}
+		maps.Copy(claims, change)
+		return assertion(t, key, jose.RS256, file.PrivateKeyID, claims)
+	}
 	denied := func(resource string) string {
 		return `403 DENIED: Permission "artifactregistry.repositories.downloadArtifacts" denied on resource "` + resource + `" (or it may not exist)`
 	}
@@ -45,6 +55,8 @@ func TestPullFromGoogle(t *testing.T) {
 		{name: "with storage's scope", image: "gcr.io/images/a", password: token(testAccountEmail, scopePrefix+"devstorage.read_only")},
 		{name: "with storage's other scope", image: "gcr.io/images/a", password: token(testAccountEmail, scopePrefix+"devstorage.read_write")},
 		{name: "with storage's third scope", image: "gcr.io/images/a", password: token(testAccountEmail, scopePrefix+"devstorage.full_control")},
+		{name: "as Google's helper for docker does", image: "gcr.io/images/a", user: "_dcgcr_2_2_1_token", password: all},
+		{name: "a token that the account has signed", image: "gcr.io/images/a", password: signed(nil)},
 		{name: "for everybody", image: "u-france-east1-docker.s3nsregistry.fr/open/app/a", user: "-"},
 		{name: "for everybody, known", image: "u-france-east1-docker.s3nsregistry.fr/open/app/a", password: token("x@y", scopeCloudPlatform)},
 
@@ -54,6 +66,12 @@ func TestPullFromGoogle(t *testing.T) {
 		{name: "another password", image: "europe-west1-docker.pkg.dev/images/app/a", password: "ya29.x", want: failed},
 		{name: "an ended token", image: "europe-west1-docker.pkg.dev/images/app/a", password: c.AccessToken(testAccountEmail, 0, scopeCloudPlatform), want: failed},
 		{name: "without its scope", image: "europe-west1-docker.pkg.dev/images/app/a", password: token(testAccountEmail, scopeIAM), want: insufficient},
+		{name: "signed without a scope", image: "gcr.io/images/a", password: signed(map[string]any{"scope": nil, "aud": "https://artifactregistry.googleapis.com/"}), want: failed},
+		{name: "signed without its scope", image: "gcr.io/images/a", password: signed(map[string]any{"scope": scopeIAM}), want: insufficient},
+		{name: "signed for somebody else", image: "gcr.io/images/a", password: signed(map[string]any{"sub": "x@y"}), want: failed},
+		{name: "signed by somebody else", image: "gcr.io/images/a", password: signed(map[string]any{"iss": "x@y", "sub": "x@y"}), want: failed},
+		{name: "signed too long ago", image: "gcr.io/images/a", password: signed(map[string]any{"iat": c.Now().Add(-time.Hour).Unix(), "exp": c.Now().Unix()}), want: failed},
+		{name: "a user name like the helper's", image: "gcr.io/images/a", user: "_dcgcr_token", password: all, want: failed},
 		{name: "somebody else", image: "europe-west1-docker.pkg.dev/images/app/a", password: token("x@y", scopeCloudPlatform), want: denied(app)},
 		{name: "another pool", image: "europe-west1-docker.pkg.dev/images/app/a", password: token(elsewhere, scopeCloudPlatform), want: denied(app)},
 		{name: "a project without a grant", image: "gcr.io/example.com/images2/a", password: all, want: denied("projects/example.com:images2/locations/us/repositories/gcr.io")},

@@ -49,19 +49,9 @@ func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
 func (r row) compare(t *testing.T) compared {
 	t.Helper()
 	c := compared{row: r, broker: broker.put(t, r)}
-	if c.broker[result] != r.want {
-		t.Errorf("the broker's result is %q (registry: %q), want %q", c.broker[result], c.broker[registry], r.want)
-	}
-	if r.want == "token" && c.broker[registry] != takes {
-		t.Errorf("the registry does not take the broker's token: %s", c.broker[registry])
-	}
+	c.judgeBroker(t)
 	if d := c.broker[duration]; r.want == "token" && d != "the token's life less 5 minutes" {
 		t.Errorf("the broker's cacheDuration is %s, want the token's life less 5 minutes", d)
-	}
-	for _, f := range r.tells {
-		if told := slices.Contains(strings.Split(c.broker[says], ", "), f.name); told == f.never {
-			t.Errorf("the broker's error tells %q: %t", f.name, told)
-		}
 	}
 	if r.beyond {
 		return c
@@ -86,6 +76,23 @@ func (r row) compare(t *testing.T) compared {
 			c.helper[result], c.helper[registry], c.broker[result], c.broker[registry], r.helper)
 	}
 	return c
+}
+
+// judgeBroker makes sure that the broker does what the row wants.
+func (c compared) judgeBroker(t *testing.T) {
+	t.Helper()
+	r := c.row
+	if c.broker[result] != r.want {
+		t.Errorf("the broker's result is %q (registry: %q), want %q", c.broker[result], c.broker[registry], r.want)
+	}
+	if r.want == "token" && c.broker[registry] != takes {
+		t.Errorf("the registry does not take the broker's token: %s", c.broker[registry])
+	}
+	for _, f := range r.tells {
+		if told := slices.Contains(strings.Split(c.broker[says], ", "), f.name); told == f.never {
+			t.Errorf("the broker's error tells %q: %t", f.name, told)
+		}
+	}
 }
 
 // reason is the row's, or one that holds everywhere.

@@ -33,6 +33,8 @@ type scene struct {
 	env []string
 	// settings are our provider's `config`. The peers have none: a row that needs some is beyond them.
 	settings map[string]any
+	// provider is what our provider's entry has in the place of what it has for ECR.
+	provider map[string]any
 	// timeout is our provider's; empty: its default.
 	timeout string
 	// patience is how long is waited for an answer. 0: a minute, the kubelet's.
@@ -175,10 +177,11 @@ func (s *scene) brokerConfig(top map[string]any) string {
 	if s.settings == nil {
 		provider["config"] = map[string]any{}
 	}
+	maps.Copy(provider, s.provider)
 	if s.timeout != "" {
 		provider["timeout"] = s.timeout
 	}
-	if s.token != "" {
+	if s.token != "" && s.provider == nil {
 		provider["tokenAttributes"] = map[string]any{"serviceAccountTokenAudience": audience, "optionalServiceAccountAnnotationKeys": []string{roleAnnotation}}
 	}
 	config := map[string]any{"apiVersion": "credential-broker.io/v1alpha1", "kind": "BrokerConfig", "providers": []any{provider}}
@@ -186,10 +189,13 @@ func (s *scene) brokerConfig(top map[string]any) string {
 	return s.write("broker.json", encode(s.T, config), 0o600)
 }
 
-// askHelper does what docker does with a credential helper.
-func askHelper(s *scene) raw {
+// askHelper asks the ECR helper.
+func askHelper(s *scene) raw { return s.dockerHelper(path(program.ECRLogin)) }
+
+// dockerHelper does what docker does with a credential helper.
+func (s *scene) dockerHelper(path string) raw {
 	host, _, _ := strings.Cut(s.image, "/")
-	r := s.run("https://"+host, path(program.ECRLogin), "get")
+	r := s.run("https://"+host, path, "get")
 	if r.code != 0 {
 		r.said += r.stdout
 		return r
@@ -282,8 +288,11 @@ func (s *scene) outcome(r raw, row row) outcome {
 			case key != host && key != s.image:
 				o[registry] = "the kubelet looks for " + host
 				continue
-			case !strings.Contains(host, "ecr"):
+			case strings.HasPrefix(l.Username, "AWS") && !strings.Contains(host, "ecr"):
 				o[registry] = "AWS's, given to " + host
+				continue
+			case row.differs[result] == googlesOwn:
+				o[registry] = "Google's, given to " + host
 				continue
 			}
 			o[registry] = s.pull(l)

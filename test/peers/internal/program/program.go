@@ -20,6 +20,7 @@ type Program struct {
 var (
 	Broker     = Program{"credential-broker", ours, "./cmd/credential-broker"}
 	ECRBackend = Program{"backends/credential-backend-ecr", ours, "./cmd/credential-backend-ecr"}
+	GARBackend = Program{"backends/credential-backend-gar", ours, "./cmd/credential-backend-gar"}
 
 	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", ours, "./cmd/credential-backend-dockerconfig"}
 	ExecBackend         = Program{"backends/credential-backend-exec", ours, "./cmd/credential-backend-exec"}
@@ -29,6 +30,7 @@ var (
 var (
 	CloudProviderAWS = Program{"ecr-credential-provider", "cloud-provider-aws", "k8s.io/cloud-provider-aws/cmd/ecr-credential-provider"}
 	ECRLogin         = Program{"docker-credential-ecr-login", "ecr-login", "github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login"}
+	GCRLogin         = Program{"docker-credential-gcr", "gcr", "github.com/GoogleCloudPlatform/docker-credential-gcr/v2"}
 	MetadataMock     = Program{"ec2-metadata-mock", "ec2-metadata-mock", "github.com/aws/amazon-ec2-metadata-mock/cmd/ec2-metadata-mock"}
 )
 
