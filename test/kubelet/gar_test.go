@@ -28,7 +28,7 @@ var (
 	garPool    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "pool", Provider: "provider", Issuer: ecrCluster}
 	garAWS     = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "aws", Provider: "provider", AWSAccount: ecrAccount}
 	garAzure   = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "azure", Provider: "provider"} // a tenant is made for each test
-	garX509    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "x509", Provider: "provider"} // its trust anchors are made with the certificates
+	garX509    = cloud.WorkloadProvider{ProjectNumber: "123456789012", Pool: "x509", Provider: "provider"}  // its trust anchors are made with the certificates
 )
 
 // newGoogleWorld is a world whose node pulls from Google.
