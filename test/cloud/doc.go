@@ -26,7 +26,9 @@
 // proof), signed GetCallerIdentity requests of AWS, which AWS judges as any other and which have to name the provider; disabled providers.
 // Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
-// Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, readers by project (pools and allUsers too), their own tokens.
+// Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, readers by project (pools and allUsers too), formats, projects without
+// redirection, their own tokens.
+// Artifact Registry API, and its regions' own: TestIamPermissions, GetRepository and GetProjectSettings; the caller's token and its scopes, whether the API is enabled, the permission for each call.
 //
 // # What is not
 //
@@ -35,7 +37,7 @@
 // image's layers.
 //
 // Of Google: deny policies, conditions, attribute mappings and sets of principals but for whole pools; how long changes of policies take; X.509, SAML and workforce pools, Credential
-// Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS; key files as passwords; the Artifact Registry API. Whether Compute
+// Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS; key files as passwords; the rest of the Artifact Registry API, and policies of single repositories. Whether Compute
 // Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a token, and never widen it.
 //
 // Where a cloud documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.

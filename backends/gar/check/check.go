@@ -97,7 +97,7 @@ func answer(ctx context.Context, client *artifactregistry.Client, q ask.Question
 	calls.Go(func() {
 		got, err := client.GetRepository(ctx, &artifactregistrypb.GetRepositoryRequest{Name: name})
 		if a.Repository.Failure = failure(ctx, err); err == nil {
-			a.Repository = ask.Repository{Format: got.GetFormat().String(), Mode: got.GetMode().String(), URI: got.GetRegistryUri()}
+			a.Repository = ask.Repository{Format: got.GetFormat().String(), Mode: got.GetMode().String()}
 		}
 	})
 	if q.Redirection {

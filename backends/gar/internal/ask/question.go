@@ -40,9 +40,7 @@ type Repository struct {
 	// Format is "DOCKER" where it has container images.
 	Format string `json:"format,omitempty"`
 	// Mode is "STANDARD_REPOSITORY", "REMOTE_REPOSITORY" or "VIRTUAL_REPOSITORY".
-	Mode string `json:"mode,omitempty"`
-	// URI is by what name images are pulled from it: "europe-west1-docker.pkg.dev/my-project/repo".
-	URI     string   `json:"uri,omitempty"`
+	Mode    string   `json:"mode,omitempty"`
 	Failure *Failure `json:"failure,omitempty"`
 }
 
