@@ -104,9 +104,9 @@ func (c *Cloud) serveArtifacts(w http.ResponseWriter, r *http.Request) {
 	name, settings := artifactName.FindStringSubmatch(r.URL.Path), artifactSettings.FindStringSubmatch(r.URL.Path)
 	method, project := "", ""
 	switch {
-	case name != nil && name[4] != "" && r.Method == http.MethodPost:
+	case len(name) > 4 && name[4] != "" && r.Method == http.MethodPost:
 		method, project = "TestIamPermissions", name[1]
-	case name != nil && name[4] == "" && r.Method == http.MethodGet:
+	case len(name) > 4 && name[4] == "" && r.Method == http.MethodGet:
 		method, project = "GetRepository", name[1]
 	case settings != nil && r.Method == http.MethodGet:
 		method, project = "GetProjectSettings", settings[1]

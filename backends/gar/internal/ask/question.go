@@ -5,7 +5,7 @@ import "time"
 // Question is what the backend asks gar-check. It is written to the program's standard input and nowhere else: it has the token in it.
 type Question struct {
 	// Token is the access token of whoever would pull. (A Secret would be masked on the way.)
-	Token string `json:"token"` //nolint:gosec // G117: standard input is the one way that it takes
+	Token string `json:"token"`
 	// Proxy is the backend's setting of that name; empty: the environment decides.
 	Proxy string `json:"proxy,omitempty"`
 	// Endpoint is the URL of the Artifact Registry API, without a path.
