@@ -123,7 +123,7 @@ const reasonScope = "PERMISSION_DENIED ACCESS_TOKEN_SCOPE_INSUFFICIENT"
 func (c *checking) judge(ctx context.Context, a ask.Answer) error {
 	if no := a.Permission.Failure; no != nil && no.Code == reasonScope {
 		return c.scopeMissing(ctx, no)
-	} else if no != nil && no.Status != http.StatusNotFound {
+	} else if no != nil {
 		return c.failed(ctx, "ask whether the image may be pulled", no)
 	}
 	if err := c.judgeRedirection(ctx, a.Redirection); err != nil {

@@ -96,6 +96,7 @@ func TestCheck(t *testing.T) {
 		return Config{}
 	}
 	const (
+		download    = "artifactregistry.repositories.downloadArtifacts"
 		unavailable = "unavailable"
 		refused     = "refused"
 		binding     = "`gcloud artifacts repositories add-iam-policy-binding repo --project=my-project --location=europe-west1 --member=serviceAccount:" + puller + " --role=roles/artifactregistry.reader`"
@@ -131,9 +132,16 @@ func TestCheck(t *testing.T) {
 			return Config{CredentialsFile: write(t, "key.json", c.ServiceAccountKeyFile(node)), Impersonate: puller}
 		}, logs: []string{"identity=serviceAccount:" + puller}},
 
-		"no role":                                {prepare: key, kind: refused, says: []string{"serviceAccount:" + puller + " may not pull from the repository repo in europe-west1 of project my-project, or there is none: " + binding}},
-		"no role in a domain's project":          {prepare: key, image: host + "/example.com/my-project/repo/app", kind: refused, says: []string{" --project=example.com:my-project "}},
-		"a role that lets pull and nothing else": {prepare: func(t *testing.T, c *cloud.Cloud) Config { c.GrantDownloader(project, puller); return key(t, c) }, logs: []string{"level=WARN", "missing=\"artifactregistry.repositories.get"}},
+		"no role": {prepare: key, kind: refused, says: []string{"serviceAccount:" + puller + " may not pull from the repository repo in europe-west1 of project my-project, or there is none: " + binding}},
+		"a role that lets look and not pull": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
+			c.GrantCustomRole(project, puller, "artifactregistry.repositories.get")
+			return key(t, c)
+		}, kind: refused, says: []string{"may not pull from the repository repo in europe-west1 of project my-project: " + binding}},
+		"no role in a domain's project": {prepare: key, image: host + "/example.com/my-project/repo/app", kind: refused, says: []string{" --project=example.com:my-project "}},
+		"a role that lets pull and nothing else": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
+			c.GrantCustomRole(project, puller, download)
+			return key(t, c)
+		}, logs: []string{"level=WARN", "missing=\"artifactregistry.repositories.get"}},
 		"no such repository": {prepare: reader, image: host + "/my-project/other/app", kind: refused, says: []string{
 			"there is no repository other in europe-west1 of project my-project: make it with `gcloud artifacts repositories create other --project=my-project --location=europe-west1 --repository-format=docker`",
 			"`gcloud artifacts repositories list --project=my-project`",
@@ -158,7 +166,7 @@ func TestCheck(t *testing.T) {
 		}, image: "eu.gcr.io/my-project/app", kind: refused, says: []string{"there is no repository eu.gcr.io in europe of project my-project"}},
 		"Container Registry, and a role that lets pull and nothing else": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			c.AddGoogleRegistry("eu.gcr.io", project)
-			c.GrantDownloader(project, puller)
+			c.GrantCustomRole(project, puller, download)
 			return key(t, c)
 		}, image: "eu.gcr.io/my-project/app", logs: []string{"missing=\"artifactregistry.projectsettings.get", "missing=\"artifactregistry.repositories.get"}},
 		"a host that is in no project": {prepare: reader, image: "mirror.gcr.io/library/nginx", logs: []string{"more cannot be checked"}},
@@ -453,7 +461,7 @@ func TestTheProgram(t *testing.T) {
 		"one that fails, with what it read":   {script("cat >&2; exit 3"), backends.KindUnavailable, "exit status 3"},
 		"one that prints what it read":        {script("cat; exit 3"), backends.KindUnavailable, "exit status 3"},
 		"one that prints no answer":           {script("cat >/dev/null; echo " + planted), backends.KindUnavailable, "it printed no answer"},
-		"one that prints too much":            {script("cat >/dev/null; yes"), backends.KindUnavailable, "too much"},
+		"one that prints too much":            {script("cat >/dev/null; head -c 70000 /dev/zero"), backends.KindUnavailable, "too much"},
 		"one that is told by its arguments":   {script(`cat >/dev/null; [ $# = 0 ] || echo '{}'; exit 4`), backends.KindUnavailable, "exit status 4"},
 		"one that looks into its environment": {script("cat >/dev/null; if env | grep -q GOOGLE_; then exit 5; fi; if env | grep -q ya29; then exit 6; fi; exit 7"), backends.KindUnavailable, "exit status 7"},
 	} {

@@ -35,6 +35,9 @@ const (
 	permissionSettings = "artifactregistry.projectsettings.get"
 )
 
+// readerPermissions are those of roles/artifactregistry.reader that something here asks for.
+var readerPermissions = []string{permissionDownload, permissionLook, permissionSettings}
+
 // SetGoogleRepository gives a repository that AddGoogleRegistry has made another format ("DOCKER" without) and mode ("STANDARD_REPOSITORY" without).
 func (c *Cloud) SetGoogleRepository(host, project, repository, format, mode string) {
 	c.mu.Lock()
@@ -66,11 +69,18 @@ func (c *Cloud) SetRedirection(project, state string) {
 	c.google.redirections[project] = state
 }
 
-// GrantDownloader lets a principal pull from a project's repositories and nothing else, as a role of the project's own might.
-func (c *Cloud) GrantDownloader(project, principal string) {
+// GrantCustomRole gives a principal some of the permissions of roles/artifactregistry.reader in a project: artifactregistry.repositories.downloadArtifacts, artifactregistry.repositories.get
+// and artifactregistry.projectsettings.get.
+func (c *Cloud) GrantCustomRole(project, principal string, permissions ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.google.downloaders[project] = append(c.google.downloaders[project], principal)
+	for _, permission := range permissions {
+		if !slices.Contains(readerPermissions, permission) {
+			panic("no permission " + permission + " is known")
+		}
+		key := project + " " + permission
+		c.google.custom[key] = append(c.google.custom[key], principal)
+	}
 }
 
 // DisableArtifactRegistry turns the API off in a project: for the requests that are counted for it, which are those of its service accounts, and of all others for its repositories.
@@ -85,13 +95,7 @@ func (c *Cloud) permitted(project, principal, permission string) bool {
 	among := func(members []string) bool {
 		return slices.ContainsFunc(members, func(member string) bool { return member == allUsers || isMember(principal, member) })
 	}
-	switch permission {
-	case permissionDownload:
-		return among(c.google.readers[project]) || among(c.google.downloaders[project])
-	case permissionLook, permissionSettings:
-		return among(c.google.readers[project])
-	}
-	return false
+	return slices.Contains(readerPermissions, permission) && among(c.google.readers[project]) || among(c.google.custom[project+" "+permission])
 }
 
 var (

@@ -28,7 +28,8 @@ func TestArtifactRegistryAPI(t *testing.T) {
 			c.GrantReader(project, reader)
 		}
 	}
-	c.GrantDownloader("images", "downloader@example.com")
+	c.GrantCustomRole("images", "downloader@example.com", permissionDownload)
+	c.GrantCustomRole("images", "viewer@example.com", permissionLook, permissionSettings)
 	token := func(principal string, scopes ...string) string { return c.AccessToken(principal, time.Hour, scopes...) }
 	me, readOnly := token(testAccountEmail, scopeCloudPlatform), token(testAccountEmail, scopeCloudPlatform+".read-only")
 	const (
@@ -51,6 +52,7 @@ func TestArtifactRegistryAPI(t *testing.T) {
 		{name: "with the read-only scope", path: repositories + "app:testIamPermissions", token: readOnly, body: download, want: held},
 		{name: "may not upload", path: repositories + "app:testIamPermissions", token: me, body: `{"permissions":["artifactregistry.repositories.uploadArtifacts"]}`, want: "200 map[]"},
 		{name: "may not download", path: repositories + "app:testIamPermissions", token: token("x@example.com", scopeCloudPlatform), body: download, want: "200 map[]"},
+		{name: "may look, and not download", path: repositories + "app:testIamPermissions", token: token("viewer@example.com", scopeCloudPlatform), body: download, want: "200 map[]"},
 		{name: "no permission on what does not exist", path: repositories + "gone:testIamPermissions", token: me, body: download, want: "200 map[]"},
 		{name: "no permission asked for", path: repositories + "app:testIamPermissions", token: me, body: `{}`, want: "400 INVALID_ARGUMENT"},
 		{name: "all permissions asked for", path: repositories + "app:testIamPermissions", token: me, body: `{"permissions":["artifactregistry.*"]}`, want: "400 INVALID_ARGUMENT"},
@@ -58,6 +60,7 @@ func TestArtifactRegistryAPI(t *testing.T) {
 		{name: "no JSON", path: repositories + "app:testIamPermissions", token: me, body: `x`, want: "400 INVALID_ARGUMENT"},
 
 		{name: "a repository", path: repositories + "app", token: me, want: "200 DOCKER STANDARD_REPOSITORY " + repositories[4:] + "app europe-west1-docker.pkg.dev/images/app"},
+		{name: "by a custom role", path: repositories + "app", token: token("viewer@example.com", scopeCloudPlatform), want: "200 DOCKER STANDARD_REPOSITORY " + repositories[4:] + "app europe-west1-docker.pkg.dev/images/app"},
 		{name: "by number", path: repositories + "app?%24alt=json%3Benum-encoding%3Dint", token: me, want: "200 1 1 " + repositories[4:] + "app europe-west1-docker.pkg.dev/images/app"},
 		{name: "of another kind", path: repositories + "wheels?%24alt=json%3Benum-encoding%3Dint", token: readOnly, want: "200 8 2 " + repositories[4:] + "wheels europe-west1-docker.pkg.dev/images/wheels"},
 		{name: "of a domain's project", path: "/v1/projects/example.com:images/locations/us/repositories/app", token: me, want: "200 DOCKER STANDARD_REPOSITORY projects/example.com:images/locations/us/repositories/app us-docker.pkg.dev/example.com/images/app"},
@@ -134,7 +137,7 @@ func TestPullsThatTheAPIExplains(t *testing.T) {
 	c.AddGoogleRegistry("eu.gcr.io", "images")
 	c.SetGoogleRepository("europe-west1-docker.pkg.dev", "images", "wheels", "PYTHON", "STANDARD_REPOSITORY")
 	c.DeleteGoogleRepository("europe-west1-docker.pkg.dev", "images", "gone")
-	c.GrantDownloader("images", testAccountEmail)
+	c.GrantCustomRole("images", testAccountEmail, permissionDownload)
 	pull := func(image, want string) {
 		t.Helper()
 		err := c.Pull(image, "oauth2accesstoken", c.AccessToken(testAccountEmail, time.Hour, scopeCloudPlatform))

@@ -26,16 +26,16 @@ type googleIAM struct {
 	repositories  map[string]artifactRepository // by resource name
 	redirections  map[string]string             // by project, as the next ones
 	readers       map[string][]string
-	downloaders   map[string][]string
-	disabled      map[string]bool   // where the Artifact Registry API is off
-	bearers       map[string]string // access tokens by registries' tokens
+	custom        map[string][]string // by project and permission
+	disabled      map[string]bool     // where the Artifact Registry API is off
+	bearers       map[string]string   // access tokens by registries' tokens
 }
 
 func (c *Cloud) startGoogle() {
 	c.google = googleIAM{
 		accounts: map[string]*serviceAccount{}, users: map[string]*googleUser{}, tokens: map[string]*accessToken{}, impersonators: map[string][]string{},
 		providers: map[string]*WorkloadProvider{}, clusters: map[string]*GKECluster{},
-		hosts: map[string]string{}, repositories: map[string]artifactRepository{}, redirections: map[string]string{}, readers: map[string][]string{}, downloaders: map[string][]string{}, disabled: map[string]bool{},
+		hosts: map[string]string{}, repositories: map[string]artifactRepository{}, redirections: map[string]string{}, readers: map[string][]string{}, custom: map[string][]string{}, disabled: map[string]bool{},
 		bearers: map[string]string{},
 	}
 	c.handle("oauth2.googleapis.com", "google-oauth", http.HandlerFunc(c.serveGoogleOAuth))

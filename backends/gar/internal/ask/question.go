@@ -30,7 +30,7 @@ type Answer struct {
 
 // Permission is what TestIamPermissions said.
 type Permission struct {
-	// Held: whoever has the token may download from the repository. False of one that does not exist, too.
+	// Held: whoever has the token may download from the repository; false, and no failure, of one that does not exist.
 	Held    bool     `json:"held,omitempty"`
 	Failure *Failure `json:"failure,omitempty"`
 }
