@@ -187,6 +187,12 @@ func TestCheck(t *testing.T) {
 			c.DisableArtifactRegistry(project)
 			return reader(t, c)
 		}, kind: refused, says: []string{"PERMISSION_DENIED SERVICE_DISABLED", "gcloud services enable artifactregistry.googleapis.com --project=my-project"}},
+		"an API that is off where requests are counted": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
+			c.AddGoogleRegistry(host, "other-project", "repo")
+			c.GrantReader("other-project", puller)
+			c.DisableArtifactRegistry(project)
+			return key(t, c)
+		}, image: host + "/other-project/repo/app", kind: refused, says: []string{"is not enabled in project my-project: `gcloud services enable artifactregistry.googleapis.com --project=my-project`"}},
 		"a token that is revoked": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			cfg := reader(t, c)
 			c.Fail(cloud.Fault{Service: "google-artifacts", Status: 401, Code: "UNAUTHENTICATED"})
