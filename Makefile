@@ -23,7 +23,9 @@ OUT      ?= bin
 COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BROKER   := $(filter ./cmd/credential-broker,$(COMMANDS))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
-OTHERS   := $(filter-out $(BROKER) $(BACKENDS),$(COMMANDS))
+# What a backend starts, and looks for beside itself.
+HELPERS  := $(filter ./cmd/gar-check,$(COMMANDS))
+OTHERS   := $(filter-out $(BROKER) $(BACKENDS) $(HELPERS),$(COMMANDS))
 # grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
 GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)"
 # Where the broker's process begins, on the platforms that have it (broker/agent/fast/begin_linux.go).
@@ -35,8 +37,8 @@ broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/a
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/credential-backend-* (OUT=bin)
-	$(if $(BACKENDS),@$(GO_BUILD) -o $(OUT)/backends/ $(BACKENDS))
+build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/* (OUT=bin)
+	$(if $(BACKENDS),@$(GO_BUILD) -o $(OUT)/backends/ $(BACKENDS) $(HELPERS))
 	$(if $(OTHERS),@$(GO_BUILD) -o $(OUT)/ $(OTHERS))
 	@echo "built in $(OUT)/: $(or $(notdir $(COMMANDS)),nothing) (version $(VERSION), commit $(COMMIT))"
 

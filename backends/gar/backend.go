@@ -1,5 +1,6 @@
 // Package gar gives tokens for Google's registries: Artifact Registry, and the gcr.io hosts that it serves. It knows which hosts are Google's and what they say (host.go), which Google identity
-// asks (identity.go), and where tokens of such an identity come from (metadata.go, file.go, federation.go); it knows no registry protocol and keeps nothing on disk.
+// asks (identity.go), where tokens of such an identity come from (metadata.go, file.go, federation.go), and how to find out why a pull would fail (check.go); it knows no registry protocol and keeps nothing
+// on disk.
 package gar
 
 import (
@@ -17,6 +18,8 @@ type Backend struct {
 	cfg    Config
 	google *google
 	tokens kept.Tokens[string, token]
+	// program is where gar-check is, for a check.
+	program func() (string, error)
 }
 
 // New checks the settings. It reads nothing but environment variables, and opens no connection.
@@ -25,7 +28,7 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	b := &Backend{cfg: cfg}
+	b := &Backend{cfg: cfg, program: besideThis}
 	b.tokens.Expires = func(t token) time.Time { return t.expires }
 	var err error
 	b.google, err = newGoogle(&b.cfg)

@@ -4,18 +4,15 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
-	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
 )
 
 // exchange is a question to Google, or to a metadata server, and what came of it.
@@ -56,9 +53,6 @@ func (c *calls) close() {
 	}
 }
 
-// maxAnswer bounds an answer, in bytes.
-const maxAnswer = 1 << 20
-
 // RoundTrip implements http.RoundTripper.
 func (c *calls) RoundTrip(r *http.Request) (*http.Response, error) {
 	last := exchange{host: r.URL.Host, link: c.metadata || isMetadata(r.URL.Hostname())}
@@ -86,17 +80,17 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	}
 	resp, err := way.RoundTrip(r)
 	if err != nil {
-		last.err = unanswered(r.Context(), err)
-		_, last.absent = errors.AsType[*absentError](last.err)
+		last.err = ask.Unanswered(r.Context(), err)
+		_, last.absent = errors.AsType[*ask.AbsentError](last.err)
 		return nil, last.err // and not the transport's own: libraries try those again that say they are temporary
 	}
 	last.status, last.date = resp.StatusCode, resp.Header.Get("Date")
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, ask.MaxAnswer+1))
 	_ = resp.Body.Close()
 	switch {
 	case err != nil:
-		last.err = unanswered(r.Context(), err)
-	case len(body) > maxAnswer:
+		last.err = ask.Unanswered(r.Context(), err)
+	case len(body) > ask.MaxAnswer:
 		last.err = errors.New("the answer is too long")
 	case c.metadata && resp.Header.Get("Metadata-Flavor") != "Google":
 		last.notGoogle = true
@@ -106,40 +100,10 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 		return nil, last.err
 	}
 	if resp.StatusCode != http.StatusOK {
-		last.code = codeOf(body)
+		last.code = ask.CodeOf(body)
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil
-}
-
-// codeOf is the error code in an answer, in the form of RFC 6749 or in that of Google's APIs (https://google.aip.dev/193); empty if there is none, or if it could be something else.
-func codeOf(body []byte) string {
-	var answer struct {
-		Error json.RawMessage `json:"error"`
-	}
-	var code string
-	var status struct {
-		Status  string `json:"status"`
-		Details []struct {
-			Reason string `json:"reason"`
-		} `json:"details"`
-	}
-	if json.Unmarshal(body, &answer) != nil || json.Unmarshal(answer.Error, &code) != nil && json.Unmarshal(answer.Error, &status) != nil {
-		return ""
-	}
-	if code == "" {
-		code = status.Status
-		for _, detail := range status.Details {
-			if detail.Reason != "" {
-				code += " " + detail.Reason
-				break
-			}
-		}
-	}
-	if len(code) > 100 || strings.ContainsFunc(code, func(r rune) bool { return r != '_' && r != ' ' && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') }) {
-		return ""
-	}
-	return code
 }
 
 // callError is a call that failed. Its text has nothing of what was answered but status and code.
@@ -224,7 +188,7 @@ func (e exchange) untrusted() bool {
 
 // distrusted: the other side does not take the certificate that it was shown, or wants one.
 func (e exchange) distrusted() bool {
-	_, ok := errors.AsType[*distrustError](e.err)
+	_, ok := errors.AsType[*ask.DistrustError](e.err)
 	return ok
 }
 
@@ -253,50 +217,4 @@ func oauthAdvice(last exchange) string {
 		return "the credentials do not reach as far as Artifact Registry: make them with the scope " + scopeAll
 	}
 	return ""
-}
-
-// absentError says that nobody took the connection.
-type absentError struct{ text string }
-
-func (e *absentError) Error() string { return e.text }
-
-// distrustError is the other side's word, in TLS, on the certificate that it was shown.
-type distrustError struct{ text string }
-
-func (e *distrustError) Error() string { return e.text }
-
-// unanswered says why there was no answer. Errors of net/http itself are not shown: they quote the URL, and what came.
-func unanswered(ctx context.Context, err error) error {
-	op, isOp := errors.AsType[*net.OpError](err)
-	var netErr net.Error
-	timeout := errors.As(err, &netErr) && netErr.Timeout()
-	proxy, isProxy := errors.AsType[*remote.ProxyError](err)
-	certificate, isCertificate := errors.AsType[*tls.CertificateVerificationError](err)
-	record, isRecord := errors.AsType[tls.RecordHeaderError](err)
-	alert, isAlert := errors.AsType[tls.AlertError](err)
-	switch {
-	case isProxy:
-		return proxy
-	case isOp && op.Op == "dial" && timeout && ctx.Err() == nil:
-		return &absentError{"nobody answers there: no connection in time"}
-	case errors.Is(ctx.Err(), context.Canceled):
-		return errors.New("given up")
-	case ctx.Err() != nil, timeout:
-		return errors.New("no answer in time")
-	case isOp && op.Op == "dial":
-		return &absentError{op.Err.Error()}
-	case isOp && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate"):
-		return &distrustError{op.Op + ": " + op.Err.Error()}
-	case isOp:
-		return errors.New(op.Op + ": " + op.Err.Error())
-	case isCertificate:
-		return certificate
-	case isRecord:
-		return errors.New(record.Msg)
-	case isAlert:
-		return alert
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the connection was closed before there was an answer")
-	}
-	return errors.New("no valid HTTP answer came")
 }

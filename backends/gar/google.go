@@ -2,7 +2,6 @@ package gar
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,9 +10,7 @@ import (
 	"runtime"
 	"time"
 
-	"golang.org/x/net/http/httpproxy"
-
-	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -43,32 +40,19 @@ func newGoogle(c *Config) (*google, error) {
 		}
 		g.web = web
 	}
-	proxies := httpproxy.FromEnvironment()
-	if c.Proxy != "" {
-		proxies = &httpproxy.Config{HTTPProxy: string(c.Proxy), HTTPSProxy: string(c.Proxy), NoProxy: proxies.NoProxy}
+	g.transport = ask.Transport(string(c.Proxy))
+	choose, patient, hasty := g.transport.Proxy, g.transport.DialContext, &net.Dialer{Timeout: connectTimeout}
+	g.transport.Proxy = func(r *http.Request) (*url.URL, error) {
+		if isMetadata(r.URL.Hostname()) {
+			return nil, nil //nolint:nilnil // net/http's way to say: no proxy
+		}
+		return choose(r)
 	}
-	choose := proxies.ProxyFunc()
-	patient, hasty := &net.Dialer{Timeout: 10 * time.Second}, &net.Dialer{Timeout: connectTimeout}
-	g.transport = &http.Transport{
-		Proxy: func(r *http.Request) (*url.URL, error) {
-			if isMetadata(r.URL.Hostname()) {
-				return nil, nil //nolint:nilnil // net/http's way to say: no proxy
-			}
-			return choose(r.URL)
-		},
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			if host, _, err := net.SplitHostPort(address); err == nil && isMetadata(host) {
-				return hasty.DialContext(ctx, network, address)
-			}
-			return patient.DialContext(ctx, network, address)
-		},
-		OnProxyConnectResponse: remote.Connected,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    10 * time.Second,
-		ForceAttemptHTTP2:      true,
-		MaxIdleConnsPerHost:    4,
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
+	g.transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if host, _, err := net.SplitHostPort(address); err == nil && isMetadata(host) {
+			return hasty.DialContext(ctx, network, address)
+		}
+		return patient(ctx, network, address)
 	}
 	g.link = &http.Transport{DialContext: hasty.DialContext, DisableCompression: true, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10}
 	return g, nil

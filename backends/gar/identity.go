@@ -122,6 +122,8 @@ type source interface {
 	token(ctx context.Context, scope string) (token, error)
 	// universe is the domain of the APIs that take such a token, as far as the source says.
 	universe(ctx context.Context) (string, error)
+	// member is who that is, for a check.
+	member(ctx context.Context) member
 }
 
 // token gets a token of w.

@@ -50,7 +50,7 @@ type Cloud struct {
 type Request struct {
 	// Host is the name, without port, under which the service was asked.
 	Host string
-	// Service is "sts", "ecr", "ecr-public", "imds", "container", "google-oauth", "google-sts", "google-iam", "google-metadata", "registry", "issuer" and so on; "proxy" for what
+	// Service is "sts", "ecr", "ecr-public", "imds", "container", "google-oauth", "google-sts", "google-iam", "google-artifacts", "google-metadata", "registry", "issuer" and so on; "proxy" for what
 	// the proxy refused to carry.
 	Service string
 	// Operation is the API's name for it, or method and path where the API has none.

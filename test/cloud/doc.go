@@ -28,7 +28,8 @@
 // Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
 // Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, those too that service accounts sign themselves (for a scope), readers by
-// project (pools and allUsers too), their own tokens.
+// project (pools and allUsers too), formats, projects without redirection, their own tokens.
+// Artifact Registry API, and its regions' own: TestIamPermissions, GetRepository and GetProjectSettings; the caller's token and its scopes, whether the API is enabled, the permission for each call.
 //
 // # What is not
 //
@@ -38,7 +39,8 @@
 //
 // Of Google: deny policies, conditions of roles, mapped attributes but for the subject, and sets of principals but for whole pools; how long changes of policies take; SAML and workforce
 // pools, Credential Access Boundaries, JSON bodies of the STS; domain-wide delegation (refused); universes other than googleapis.com; mutual TLS but for STS and the Credentials API, kinds of
-// certificates' keys; key files as passwords; the Artifact Registry API. Whether Compute Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a
+// certificates' keys; key files as passwords; the rest of the Artifact Registry API,
+// and policies of single repositories. Whether Compute Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a
 // token, and never widen it.
 //
 // Where a cloud documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.

@@ -35,7 +35,7 @@ func (c *Cloud) serveIAMCredentials(w http.ResponseWriter, r *http.Request) {
 		writeGoogle(w, r, googleNotFound())
 		return
 	}
-	caller, no := c.googleAPICaller(r)
+	caller, no := c.googleAPICaller(r, nil, scopeCloudPlatform, scopeIAM)
 	entryOf(r).principal(caller)
 	if no == nil {
 		var answer map[string]string
@@ -50,8 +50,8 @@ func (c *Cloud) serveIAMCredentials(w http.ResponseWriter, r *http.Request) {
 	writeGoogle(w, r, *no)
 }
 
-// googleAPICaller finds out who asks an API of Google's.
-func (c *Cloud) googleAPICaller(r *http.Request) (string, *googleRefusal) {
+// googleAPICaller finds out who asks an API of Google's, with a token of one of these scopes. What was asked for is part of the refusal of another one.
+func (c *Cloud) googleAPICaller(r *http.Request, asked map[string]string, wanted ...string) (string, *googleRefusal) {
 	const expected = "Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project."
 	refused := func(message, reason string) *googleRefusal {
 		return &googleRefusal{http.StatusUnauthorized, "UNAUTHENTICATED", message + " " + expected, errorInfo(reason, "googleapis.com", nil)}
@@ -66,9 +66,9 @@ func (c *Cloud) googleAPICaller(r *http.Request) (string, *googleRefusal) {
 		return "", refused("Request had invalid authentication credentials.", "ACCESS_TOKEN_TYPE_UNSUPPORTED")
 	case !live:
 		return "", refused("Request had invalid authentication credentials.", "ACCESS_TOKEN_EXPIRED")
-	case !hasScope(scopes, scopeCloudPlatform, scopeIAM):
+	case !hasScope(scopes, wanted...):
 		return principal, &googleRefusal{
-			http.StatusForbidden, "PERMISSION_DENIED", "Request had insufficient authentication scopes.", errorInfo("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "googleapis.com", nil),
+			http.StatusForbidden, "PERMISSION_DENIED", "Request had insufficient authentication scopes.", errorInfo("ACCESS_TOKEN_SCOPE_INSUFFICIENT", "googleapis.com", asked),
 		}
 	}
 	return principal, nil

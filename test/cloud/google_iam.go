@@ -19,25 +19,32 @@ type googleIAM struct {
 	accounts      map[string]*serviceAccount // by email
 	users         map[string]*googleUser     // by refresh token
 	tokens        map[string]*accessToken
-	impersonators map[string][]string          // by email of the account
-	providers     map[string]*WorkloadProvider // by full name
-	clusters      map[string]*GKECluster       // by the audience of their tokens' exchange
-	hosts         map[string]string            // the locations of registries, by host name
-	repositories  map[string]bool              // by resource name
-	readers       map[string][]string          // by project
-	bearers       map[string]string            // access tokens by registries' tokens
+	impersonators map[string][]string           // by email of the account
+	providers     map[string]*WorkloadProvider  // by full name
+	clusters      map[string]*GKECluster        // by the audience of their tokens' exchange
+	hosts         map[string]string             // the locations of registries, by host name
+	repositories  map[string]artifactRepository // by resource name
+	redirections  map[string]string             // by project, as the next ones
+	readers       map[string][]string
+	custom        map[string][]string // by project and permission
+	disabled      map[string]bool     // where the Artifact Registry API is off
+	bearers       map[string]string   // access tokens by registries' tokens
 }
 
 func (c *Cloud) startGoogle() {
 	c.google = googleIAM{
 		accounts: map[string]*serviceAccount{}, users: map[string]*googleUser{}, tokens: map[string]*accessToken{}, impersonators: map[string][]string{},
 		providers: map[string]*WorkloadProvider{}, clusters: map[string]*GKECluster{},
-		hosts: map[string]string{}, repositories: map[string]bool{}, readers: map[string][]string{}, bearers: map[string]string{},
+		hosts: map[string]string{}, repositories: map[string]artifactRepository{}, redirections: map[string]string{}, readers: map[string][]string{}, custom: map[string][]string{}, disabled: map[string]bool{},
+		bearers: map[string]string{},
 	}
 	c.handle("oauth2.googleapis.com", "google-oauth", http.HandlerFunc(c.serveGoogleOAuth))
 	for _, way := range []string{"", ".mtls"} {
 		c.handle("sts"+way+".googleapis.com", "google-sts", http.HandlerFunc(c.serveGoogleSTS))
 		c.handle("iamcredentials"+way+".googleapis.com", "google-iam", http.HandlerFunc(c.serveIAMCredentials))
+	}
+	for _, host := range []string{artifactsAPI, "artifactregistry.*.rep.googleapis.com"} {
+		c.handle(host, "google-artifacts", http.HandlerFunc(c.serveArtifacts))
 	}
 }
 

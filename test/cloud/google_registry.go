@@ -40,7 +40,7 @@ func (c *Cloud) AddGoogleRegistry(host, project string, repositories ...string) 
 	known := c.google.hosts[host] != ""
 	c.google.hosts[host] = location
 	for _, name := range repositories {
-		c.google.repositories[artifactResource(project, location, name)] = true
+		c.google.repositories[artifactResource(project, location, name)] = artifactRepository{"DOCKER", "STANDARD_REPOSITORY", c.now()}
 	}
 	c.mu.Unlock()
 	if !known {
@@ -109,8 +109,11 @@ func (c *Cloud) pullFromGoogle(host, name, caller string) *refusal {
 		return &refusal{http.StatusNotFound, "NAME_INVALID", "Invalid image name: " + name}
 	}
 	resource := artifactResource(project, location, repository)
-	if !slices.ContainsFunc(c.google.readers[project], func(member string) bool { return member == allUsers || isMember(caller, member) }) {
-		const permission = `"artifactregistry.repositories.downloadArtifacts"`
+	if gcrLocations[host] != "" && c.redirection(project) == "REDIRECTION_FROM_GCR_IO_DISABLED" {
+		return &refusal{http.StatusPreconditionFailed, "DENIED", "Container Registry is shut down, and project " + project + " is not migrated to Artifact Registry"}
+	}
+	if !c.permitted(project, caller, permissionDownload) {
+		const permission = `"` + permissionDownload + `"`
 		if caller == "" {
 			return &refusal{
 				http.StatusForbidden, "DENIED", "Unauthenticated request. Unauthenticated requests do not have permission " + permission + ` on resource "` + resource + `" (or it may not exist)`,
@@ -118,8 +121,11 @@ func (c *Cloud) pullFromGoogle(host, name, caller string) *refusal {
 		}
 		return &refusal{http.StatusForbidden, "DENIED", "Permission " + permission + ` denied on resource "` + resource + `" (or it may not exist)`}
 	}
-	if !c.google.repositories[resource] {
+	switch r, ok := c.google.repositories[resource]; {
+	case !ok:
 		return &refusal{http.StatusNotFound, "NAME_UNKNOWN", `Repository "` + repository + `" not found`}
+	case r.format != "DOCKER":
+		return &refusal{http.StatusNotFound, "NAME_UNKNOWN", `Repository "` + repository + `" is of format ` + r.format}
 	}
 	return nil
 }
