@@ -22,7 +22,6 @@ import (
 	artifactregistry "cloud.google.com/go/artifactregistry/apiv1"
 	"cloud.google.com/go/artifactregistry/apiv1/artifactregistrypb"
 	"cloud.google.com/go/iam/apiv1/iampb"
-	"github.com/googleapis/gax-go/v2/apierror"
 	"google.golang.org/api/googleapi"
 	"google.golang.org/api/option"
 
@@ -118,11 +117,8 @@ func failure(ctx context.Context, err error) *ask.Failure {
 		return nil
 	}
 	if said, ok := errors.AsType[*googleapi.Error](err); ok {
-		f := &ask.Failure{Status: said.Code, Code: ask.CodeOf([]byte(said.Body)), Date: said.Header.Get("Date")}
-		if api, ok := apierror.FromError(err); ok && f.Code != "" {
-			f.Consumer = project(api.Metadata()["consumer"])
-		}
-		return f
+		body := []byte(said.Body)
+		return &ask.Failure{Status: said.Code, Code: ask.CodeOf(body), Consumer: consumerIn(body), Date: said.Header.Get("Date")}
 	}
 	if _, ok := errors.AsType[*url.Error](err); !ok && ctx.Err() == nil { // there was an answer, which the library cannot read
 		return &ask.Failure{Status: http.StatusOK}
@@ -134,11 +130,26 @@ func failure(ctx context.Context, err error) *ask.Failure {
 	return &ask.Failure{Text: err.Error()}
 }
 
-// project is the name of a project in an answer, "projects/123456789"; empty if it could be something else.
-func project(name string) string {
-	id, ok := strings.CutPrefix(name, "projects/")
-	if !ok || len(id) > 100 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-.:") != "" {
+// consumerIn is the project, "projects/123456789", in the details of a refusal (https://google.aip.dev/193); empty if there is none, or if it could be something else.
+func consumerIn(body []byte) string {
+	var answer struct {
+		Error struct {
+			Details []struct {
+				Metadata struct {
+					Consumer string `json:"consumer"`
+				} `json:"metadata"`
+			} `json:"details"`
+		} `json:"error"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
 		return ""
 	}
-	return name
+	for _, detail := range answer.Error.Details {
+		consumer := detail.Metadata.Consumer
+		id, ok := strings.CutPrefix(consumer, "projects/")
+		if ok && len(id) <= 100 && strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-.:") == "" {
+			return consumer
+		}
+	}
+	return ""
 }
