@@ -32,10 +32,12 @@ type identity struct {
 	Env  []string
 	// Token is the pod's, if that is the identity.
 	Token string
+	// File is one that GOOGLE_APPLICATION_CREDENTIALS is to name, if that is the identity.
+	File []byte
 }
 
 // offer is what the cloud's process says first.
-type offer struct{ Identities []identity }
+type offer struct{ Identities, Google []identity }
 
 // work is what the cloud was asked since it was last asked what it was asked.
 type work map[string]int
@@ -58,11 +60,18 @@ func serveCloud() error {
 		"sub": podsSubject, "aud": []string{audience}, "kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": map[string]any{"name": "cart"}},
 	})
 	out := json.NewEncoder(os.Stdout)
-	if err := out.Encode(offer{[]identity{
-		{Name: "keys", Env: append(c.Environ(), keys.Environ()...)},
-		{Name: "instance metadata", Env: append(c.Environ(), c.Instance(nodeRole).Environ()...)},
-		{Name: "pod", Env: c.Environ(), Token: token},
-	}}); err != nil {
+	if err := out.Encode(offer{
+		Identities: []identity{
+			{Name: "keys", Env: append(c.Environ(), keys.Environ()...)},
+			{Name: "instance metadata", Env: append(c.Environ(), c.Instance(nodeRole).Environ()...)},
+			{Name: "pod", Env: c.Environ(), Token: token},
+		},
+		Google: []identity{
+			{Name: "the metadata server", Env: append(c.Environ(), c.GoogleInstance(cloud.ServiceAccount{Email: garNode}).Environ()...)},
+			{Name: "a user's login", Env: c.Environ(), File: c.AddGoogleUser(garHuman)},
+			{Name: "a key file", Env: c.Environ(), File: c.ServiceAccountKeyFile(garNode)},
+		},
+	}); err != nil {
 		return err
 	}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {

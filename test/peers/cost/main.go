@@ -1,5 +1,5 @@
 // Command cost measures what a token of ECR costs through the broker, against the official provider called directly: whole processes, request in to response out, cold and through an agent;
-// then many requests at once and in a row, and the agent's memory. Everything is measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The
+// the same of one of Google's, beside ECR's and both together; then many requests at once and in a row, and the agent's memory. Everything is measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The
 // fake cloud is one process besides, which serves both, and which must have done the same work for both where nothing is kept. docs/performance.md shows a run and explains it.
 package main
 
@@ -48,7 +48,7 @@ func (g goals) String() string {
 
 func main() {
 	rounds := flag.Int("rounds", 41, "how often each request is measured")
-	parts := flag.String("parts", "requests,storm,memory", "what is measured")
+	parts := flag.String("parts", "requests,google,storm,memory", "what is measured")
 	idle := flag.Bool("idle", false, "wait for the agent to stop idle backends, which takes five minutes, and measure its memory then")
 	serve := flag.Bool("serve", false, "be the fake cloud (for this program's own use)")
 	flag.Parse()
@@ -91,7 +91,7 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.DockerConfigBackend, program.ExecBackend, program.CloudProviderAWS, emptyProgram, directProgram, trivialBackend); err != nil {
+	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.GARBackend, program.DockerConfigBackend, program.ExecBackend, program.CloudProviderAWS, program.GCRLogin, emptyProgram, directProgram, trivialBackend); err != nil {
 		return err
 	}
 	remote, err := startCloud()
@@ -109,6 +109,8 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 		switch part {
 		case "requests":
 			err = b.requests(rounds)
+		case "google":
+			err = b.google(rounds)
 		case "storm":
 			err = b.storm()
 		case "memory":
@@ -139,6 +141,18 @@ func (b *bench) requests(rounds int) error {
 	if err := b.things(); err != nil {
 		return err
 	}
+	if err := b.measure(rounds); err != nil {
+		return err
+	}
+	if err := b.sameWork(); err != nil {
+		return err
+	}
+	b.report()
+	return b.initialisation(min(rounds, 11))
+}
+
+// measure runs everything in turn, round by round.
+func (b *bench) measure(rounds int) error {
 	for round := range rounds + 2 {
 		for _, m := range b.all {
 			if err := b.once(m, round >= 2); err != nil { // the first two warm the caches
@@ -146,11 +160,7 @@ func (b *bench) requests(rounds int) error {
 			}
 		}
 	}
-	if err := b.sameWork(); err != nil {
-		return err
-	}
-	b.report()
-	return b.initialisation(min(rounds, 11))
+	return nil
 }
 
 func (b *bench) path(p program.Program) string { return filepath.Join(b.dir, p.File) }
@@ -348,7 +358,8 @@ func (b *bench) byName() map[string]*measured {
 	return byName
 }
 
-func (b *bench) report() {
+// table prints what each took.
+func (b *bench) table() {
 	byName := b.byName()
 	fmt.Fprintf(b.out, "%-68s %9s %9s %9s %9s\n", "", "median", "fastest", "slowest", "× empty")
 	for _, m := range b.all {
@@ -356,18 +367,26 @@ func (b *bench) report() {
 		fmt.Fprintf(b.out, "%-68s %9s %9s %9s %9.2f\n", m.name, ms(median(m.took)), ms(sorted[0]), ms(sorted[len(sorted)-1]), ratio(m, byName[empty]))
 	}
 	fmt.Fprintln(b.out)
-	compare := func(what, a, c string, goals any) {
-		fmt.Fprintf(b.out, "%-68s %9.2f   %v\n", what, ratio(byName[a], byName[c]), goals)
-	}
+}
+
+// compare prints one thing's ratio to another.
+func (b *bench) compare(what, a, c string, goals any) {
+	byName := b.byName()
+	fmt.Fprintf(b.out, "%-68s %9.2f   %v\n", what, ratio(byName[a], byName[c]), goals)
+}
+
+func (b *bench) report() {
+	b.table()
+	byName := b.byName()
 	for _, id := range b.cloud.Identities {
-		compare("ours × the official provider, "+id.Name, ours+id.Name, theirs+id.Name, coldGoals)
+		b.compare("ours × the official provider, "+id.Name, ours+id.Name, theirs+id.Name, coldGoals)
 		if byName[inProcess+id.Name] != nil {
-			compare("  our work in one process × the official provider", inProcess+id.Name, theirs+id.Name, "")
+			b.compare("  our work in one process × the official provider", inProcess+id.Name, theirs+id.Name, "")
 		}
-		compare("  ours, the agent holds the answer × the official provider", warm+id.Name, theirs+id.Name, warmGoals)
-		compare("  ours, the agent holds the answer × an empty Go program", warm+id.Name, empty, emptyGoals)
-		compare("  ours, the agent asks its backend × the official provider", miss+id.Name, theirs+id.Name, "")
-		compare("  ours, no agent where one is named × ours without one", absent+id.Name, ours+id.Name, "")
+		b.compare("  ours, the agent holds the answer × the official provider", warm+id.Name, theirs+id.Name, warmGoals)
+		b.compare("  ours, the agent holds the answer × an empty Go program", warm+id.Name, empty, emptyGoals)
+		b.compare("  ours, the agent asks its backend × the official provider", miss+id.Name, theirs+id.Name, "")
+		b.compare("  ours, no agent where one is named × ours without one", absent+id.Name, ours+id.Name, "")
 	}
 	fmt.Fprintln(b.out)
 	part := func(what string, d time.Duration) { fmt.Fprintf(b.out, "%-68s %9s\n", what, ms(d)) }
@@ -433,6 +452,7 @@ func (b *bench) initialisation(rounds int) error {
 		{"the broker", program.Broker, []string{"version"}},
 		{"a trivial backend", trivialBackend, []string{"--version"}},
 		{"the ECR backend", program.ECRBackend, []string{"--version"}},
+		{"the Google backend", program.GARBackend, []string{"--version"}},
 	} {
 		packages, whole := map[string][]float64{}, []float64{}
 		var allocations int
