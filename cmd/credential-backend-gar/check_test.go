@@ -23,7 +23,7 @@ func TestNoPullCarriesWhatOnlyACheckNeeds(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, name := range strings.FieldsSeq(string(out)) {
+		for name := range strings.FieldsSeq(string(out)) {
 			light := !strings.HasPrefix(name, "cloud.google.com/go/artifactregistry") && !strings.HasPrefix(name, "google.golang.org/api/") && !strings.HasPrefix(name, "cloud.google.com/go/iam/")
 			if slices.Contains(heavy, name) || want == nil && !light {
 				got = append(got, name)
