@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -40,10 +41,13 @@ type clientCertificate struct {
 }
 
 // readCertificate reads what the file names: the configuration, the certificate and its key that are named there, and the trust chain. They are read anew for each token, since they are
-// exchanged before they expire.
+// exchanged before they expire. Until all of them are, they may be missing, cut short or of two issues: that is no misconfiguration.
 func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*clientCertificate, error) {
 	problem := func(field, format string, args ...any) error {
 		return backends.InvalidConfig("", "credentials of %s: %s: %w", f.path, field, fmt.Errorf(format, args...))
+	}
+	exchanged := func(field, path string, err error) error {
+		return backends.Unavailable(fmt.Errorf("credentials of %s: %s: %s: %w", f.path, field, path, err))
 	}
 	config, path := "certificate_config_location", from.ConfigLocation
 	switch {
@@ -59,6 +63,9 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 			return nil, problem(field, "want the absolute path of a file, got %q", path)
 		}
 		content, mode, err := readFile(path)
+		if errors.Is(err, fs.ErrNotExist) && field != config {
+			return nil, exchanged(field, path, err)
+		}
 		if err != nil {
 			return nil, problem(field, "%s: %w", path, err)
 		}
@@ -96,7 +103,7 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 	}
 	own, err := certificates(certificate)
 	if err != nil {
-		return nil, problem("cert_configs.workload.cert_path", "%s: %w", workload.CertPath, err)
+		return nil, exchanged("cert_configs.workload.cert_path", workload.CertPath, err)
 	}
 	c := &clientCertificate{path: workload.CertPath, chainPath: from.TrustChainPath}
 	if c.pair, err = tls.X509KeyPair(certificate, key); err != nil { // whose own words are about the key
@@ -104,11 +111,11 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 		if strings.Contains(err.Error(), "does not match") {
 			why = "it is not the key of the certificate in " + workload.CertPath
 		}
-		return nil, problem("cert_configs.workload.key_path", "%s: %s", workload.KeyPath, why)
+		return nil, exchanged("cert_configs.workload.key_path", workload.KeyPath, errors.New(why))
 	}
 	c.pair.Leaf = own[0]
 	if why := invalid(c.pair.Leaf, f.now()); why != "" {
-		return nil, problem("cert_configs.workload.cert_path", "%s: the certificate %s: whoever issues it has to renew it; or this machine's clock is wrong", workload.CertPath, why)
+		return nil, exchanged("cert_configs.workload.cert_path", workload.CertPath, fmt.Errorf("the certificate %s: whoever issues it has to renew it; or this machine's clock is wrong", why))
 	}
 	if c.chainPath != "" {
 		content, err := read("trust_chain_path", c.chainPath)
@@ -116,7 +123,7 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 			return nil, err
 		}
 		if c.chain, err = certificates(content); err != nil {
-			return nil, problem("trust_chain_path", "%s: %w", c.chainPath, err)
+			return nil, exchanged("trust_chain_path", c.chainPath, err)
 		}
 		c.chain = slices.DeleteFunc(c.chain, c.pair.Leaf.Equal) // which is sent in the first place whether it is there or not
 	}

@@ -218,12 +218,12 @@ func TestClientCertificatesThatFail(t *testing.T) {
 		"a configuration without the key": {func(f certificateFiles, _ *cloud.Cloud, _ *cloud.ClientCA) Config {
 			return configured(f, `{"cert_configs": {"workload": {"cert_path": "/cert.pem"}}}`)
 		}, misconfigured, []string{"want cert_configs.workload with cert_path and key_path"}},
-		"no certificate": {func(f certificateFiles, _ *cloud.Cloud, _ *cloud.ClientCA) Config { return located(f) }, misconfigured, []string{"cert_configs.workload.cert_path: /", "/cert.pem: no such file"}},
+		"no certificate": {func(f certificateFiles, _ *cloud.Cloud, _ *cloud.ClientCA) Config { return located(f) }, unavailable, []string{"cert_configs.workload.cert_path: /", "/cert.pem: no such file"}},
 		"no key": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			_ = os.Remove(f.path("key.pem"))
 			return located(f)
-		}, misconfigured, []string{"cert_configs.workload.key_path: /", "/key.pem: no such file"}},
+		}, unavailable, []string{"cert_configs.workload.key_path: /", "/key.pem: no such file"}},
 		"a key that never ends": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			return configured(f, `{"cert_configs": {"workload": {"cert_path": "`+f.path("cert.pem")+`", "key_path": "/dev/zero"}}}`)
@@ -232,44 +232,44 @@ func TestClientCertificatesThatFail(t *testing.T) {
 			f.issue(ca, nil)
 			f.write("cert.pem", []byte(planted))
 			return located(f)
-		}, misconfigured, []string{"cert_path: /", "/cert.pem: there is no certificate in PEM in it"}},
+		}, unavailable, []string{"cert_path: /", "/cert.pem: there is no certificate in PEM in it"}},
 		"half a certificate": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			certificate, key := ca.Issue(nodeGroup, nil)
 			f.write("cert.pem", certificate[:len(certificate)/2])
 			f.write("key.pem", key)
 			return located(f)
-		}, misconfigured, []string{"/cert.pem: certificate 1 in it is broken"}},
+		}, unavailable, []string{"/cert.pem: certificate 1 in it is broken"}},
 		"a key that is none": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			f.write("key.pem", []byte("-----BEGIN "+planted+"-----\nAAAA\n-----END "+planted+"-----\n"))
 			return located(f)
-		}, misconfigured, []string{"key_path: /", "/key.pem: it is no private key in PEM"}},
+		}, unavailable, []string{"key_path: /", "/key.pem: it is no private key in PEM"}},
 		"somebody else's key": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			_, key := ca.Issue(nodeGroup, nil)
 			f.write("key.pem", key)
 			return located(f)
-		}, misconfigured, []string{"/key.pem: it is not the key of the certificate in /"}},
+		}, unavailable, []string{"/key.pem: it is not the key of the certificate in /"}},
 		"an expired certificate": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, func(t *x509.Certificate) {
 				t.NotBefore, t.NotAfter = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2001, 12, 31, 0, 0, 0, 0, time.UTC)
 			})
 			return located(f)
-		}, misconfigured, []string{"/cert.pem: the certificate has expired at 2001-12-31T00:00:00Z"}},
+		}, unavailable, []string{"/cert.pem: the certificate has expired at 2001-12-31T00:00:00Z"}},
 		"a certificate of the future": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, func(t *x509.Certificate) {
 				t.NotBefore = time.Now().Add(time.Hour)
 			})
 			return located(f)
-		}, misconfigured, []string{"/cert.pem: the certificate is not valid before 20"}},
+		}, unavailable, []string{"/cert.pem: the certificate is not valid before 20"}},
 		"no chain": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			return f.external(map[string]any{"certificate_config_location": f.write("config.json", f.config()), "trust_chain_path": "/nonexistent/chain.pem"}, nil)
-		}, misconfigured, []string{"trust_chain_path: /nonexistent/chain.pem: no such file"}},
+		}, unavailable, []string{"trust_chain_path: /nonexistent/chain.pem: no such file"}},
 		"a broken chain": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca, nil)
 			return chained(f, ca.PEM(), []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
-		}, misconfigured, []string{"trust_chain_path: /", "/chain.pem: certificate 2 in it is broken"}},
+		}, unavailable, []string{"trust_chain_path: /", "/chain.pem: certificate 2 in it is broken"}},
 
 		"a chain to somewhere else": {func(f certificateFiles, _ *cloud.Cloud, ca *cloud.ClientCA) Config {
 			f.issue(ca.Intermediate("between"), nil)

@@ -105,7 +105,7 @@ func (c *checking) String() string {
 
 // command is one of gcloud's on the repository.
 func (c *checking) command(verb, more string) string {
-	return fmt.Sprintf("`gcloud artifacts repositories %s %s --project=%s --location=%s%s`", verb, quoted(c.repository), quoted(c.project), c.location, more)
+	return fmt.Sprintf("`gcloud artifacts repositories %s %s --project=%s --location=%s%s`", verb, quoted(c.repository), quoted(c.project), quoted(c.location), more)
 }
 
 // binding is the command that lets the identity pull.

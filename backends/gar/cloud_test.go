@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -189,5 +190,66 @@ func TestIdentities(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAMomentsTroubleIsNoFailure: each of Google's APIs is asked again where the next moment may be better, and not where it cannot be.
+func TestAMomentsTroubleIsNoFailure(t *testing.T) {
+	for service, cfg := range map[string]func(*testing.T, *cloud.Cloud) Config{
+		"google-oauth": func(t *testing.T, c *cloud.Cloud) Config {
+			return Config{CredentialsFile: write(t, "key.json", c.ServiceAccountKeyFile(puller))}
+		},
+		"google-sts": func(t *testing.T, c *cloud.Cloud) Config {
+			c.AddWorkloadPool(pool)
+			token := c.AddIssuer(issuer).Token(map[string]any{"aud": "https:" + pool.Audience(), "sub": nodeGroup})
+			return Config{WebIdentity: webidentity.Config{File: &webidentity.File{Path: write(t, "token", []byte(token))}}, WorkloadIdentityProvider: resource(pool)}
+		},
+		"google-iam": func(t *testing.T, c *cloud.Cloud) Config {
+			c.AllowImpersonation(node, puller)
+			return Config{CredentialsFile: write(t, "key.json", c.ServiceAccountKeyFile(node)), Impersonate: puller}
+		},
+	} {
+		for name, test := range map[string]struct {
+			fault cloud.Fault
+			times int // that the API is asked
+			ok    bool
+		}{
+			"two outages":       {cloud.Fault{Status: http.StatusServiceUnavailable, Times: 2}, 3, true},
+			"two cut answers":   {cloud.Fault{Reset: true, Times: 2}, 3, true},
+			"an outage":         {cloud.Fault{Status: http.StatusInternalServerError}, 3, false},
+			"it is throttling":  {cloud.Fault{Status: http.StatusTooManyRequests, Times: 1}, 1, false},
+			"it refuses":        {cloud.Fault{Status: http.StatusForbidden, Times: 1}, 1, false},
+			"it does not agree": {cloud.Fault{Status: http.StatusBadRequest, Times: 1}, 1, false},
+		} {
+			t.Run(service+"/"+name, func(t *testing.T) {
+				c := setUp(t)
+				b := backendFor(t, c, cfg(t, c))
+				c.ForgetRequests()
+				test.fault.Service = service
+				c.Fail(test.fault)
+				_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+				asked := 0
+				for _, r := range c.Requests() {
+					if r.Service == service {
+						asked++
+					}
+				}
+				if (err == nil) != test.ok || asked != test.times {
+					t.Errorf("asked %d times, want %d: %v", asked, test.times, err)
+				}
+			})
+		}
+	}
+}
+
+// TestATokenThatHasEndedIsNone: what a service account's token is said to have been good for.
+func TestATokenThatHasEndedIsNone(t *testing.T) {
+	c := setUp(t)
+	c.AllowImpersonation(node, puller)
+	b := backendFor(t, c, Config{CredentialsFile: write(t, "key.json", c.ServiceAccountKeyFile(node)), Impersonate: puller})
+	c.Fail(cloud.Fault{Service: "google-iam", Status: http.StatusOK, Body: `{"accessToken": "ya29.ended", "expireTime": "2020-01-01T00:00:00Z"}`})
+	_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	if err == nil || !strings.Contains(err.Error(), errUndocumented.Error()) {
+		t.Errorf("%v, want %v", err, errUndocumented)
 	}
 }

@@ -124,13 +124,13 @@ func (c *Config) validate() error {
 	federated := c.AWS || !c.WebIdentity.IsZero()
 	switch {
 	case federated && c.WorkloadIdentityProvider == "":
-		problem("workloadIdentityProvider", "%s needs the provider of a Workload Identity Federation pool: name it here", named[0])
+		problem("workloadIdentityProvider", "%s needs the provider of a Workload Identity Federation pool: name it here", map[bool]string{true: "aws", false: "webIdentity"}[c.AWS])
 	case !federated && c.WorkloadIdentityProvider != "":
 		problem("workloadIdentityProvider", "it takes the tokens of webIdentity, or of AWS: set webIdentity or aws")
 	}
-	for field, provider := range map[string]string{"workloadIdentityProvider": c.WorkloadIdentityProvider, "podWorkloadIdentityProvider": c.PodWorkloadIdentityProvider} {
-		if provider != "" && !validProvider(provider) {
-			problem(field, "want projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER, with the number of the project, got %q", provider)
+	for _, p := range []struct{ field, provider string }{{"workloadIdentityProvider", c.WorkloadIdentityProvider}, {"podWorkloadIdentityProvider", c.PodWorkloadIdentityProvider}} {
+		if p.provider != "" && !validProvider(p.provider) {
+			problem(p.field, "want projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER, with the number of the project, got %q", p.provider)
 		}
 	}
 	if !c.WebIdentity.IsZero() {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -53,16 +54,50 @@ func (c *calls) close() {
 	}
 }
 
-// RoundTrip implements http.RoundTripper.
+// tries is how often one of Google's APIs is asked that fails in a way that may be over the next moment, and firstPause how long the first pause between is. The libraries do that for metadata
+// servers alone.
+const (
+	tries      = 3
+	firstPause = 100 * time.Millisecond
+)
+
+// RoundTrip implements http.RoundTripper. Whatever is asked here may be asked twice.
 func (c *calls) RoundTrip(r *http.Request) (*http.Response, error) {
-	last := exchange{host: r.URL.Host, link: c.metadata || isMetadata(r.URL.Hostname())}
-	resp, err := c.exchange(r, &last)
+	pause := firstPause
+	for try := 1; ; try++ {
+		last := exchange{host: r.URL.Host, link: c.metadata || isMetadata(r.URL.Hostname())}
+		resp, err := c.exchange(r, &last)
+		if !c.remember(last) || !last.passing() || last.link || try == tries || r.Body != nil && r.GetBody == nil {
+			return resp, err
+		}
+		if spread := pause/2 + rand.N(pause); !c.wait(r.Context(), spread) { //nolint:gosec // G404: no secret
+			return resp, err
+		}
+		pause *= 2
+		r = r.Clone(r.Context())
+		if r.GetBody != nil {
+			if r.Body, err = r.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// remember makes it the last exchange; false: nobody wants to know any more.
+func (c *calls) remember(last exchange) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.over {
-		c.last = last
+	if c.over {
+		return false
 	}
-	return resp, err
+	c.last = last
+	return true
+}
+
+// passing says that the next moment may be better.
+func (e exchange) passing() bool {
+	_, cut := errors.AsType[*ask.CutError](e.err)
+	return e.status >= 500 || cut
 }
 
 func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error) {

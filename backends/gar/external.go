@@ -3,6 +3,10 @@ package gar
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"cloud.google.com/go/auth/credentials/externalaccount"
@@ -24,7 +28,11 @@ type externalAccount struct {
 		TokenLifetimeSeconds int `json:"token_lifetime_seconds"`
 	} `json:"service_account_impersonation"`
 	CredentialSource struct {
-		File       string `json:"file"`
+		File   string `json:"file"`
+		Format struct {
+			Type      string `json:"type"`
+			FieldName string `json:"subject_token_field_name"`
+		} `json:"format"`
 		Executable *struct {
 			Command       string `json:"command"`
 			TimeoutMillis int    `json:"timeout_millis"`
@@ -33,7 +41,7 @@ type externalAccount struct {
 	} `json:"credential_source"`
 }
 
-// options are what Google's library needs for an external account whose token comes from here: from a program that is run, or a certificate that is shown. nil: the library reads the file itself.
+// options are what Google's library needs for an external account whose token comes from here: from a file, a program that is run, or a certificate that is shown. nil: the library reads the file itself.
 func (f *file) options(ctx context.Context, scope string, calls *calls) (*externalaccount.Options, error) {
 	e := &f.external
 	domain := cmp.Or(e.UniverseDomain, f.google.universe())
@@ -59,8 +67,34 @@ func (f *file) options(ctx context.Context, scope string, calls *calls) (*extern
 		}
 		calls.mutual = f.shown.transport(f.transport)
 		o.SubjectTokenProvider, o.TokenURL = f.shown, cmp.Or(e.TokenURL, "https://sts.mtls."+domain+"/v1/token")
+	case source.File != "":
+		o.SubjectTokenProvider = &tokenFile{source.File, source.Format.Type, source.Format.FieldName}
 	default:
 		return nil, nil //nolint:nilnil // for the library to read
 	}
 	return o, nil
+}
+
+// tokenFile is a file that has the token of another issuer. Google's library would wait for a pipe for ever.
+type tokenFile struct{ path, format, field string }
+
+// SubjectToken implements externalaccount.SubjectTokenProvider. A file that is missing or has no token is somebody else's to mend, and may be at any moment.
+func (f *tokenFile) SubjectToken(context.Context, *externalaccount.RequestOptions) (string, error) {
+	problem := func(err error) error {
+		return &subjectError{backends.Unavailable(fmt.Errorf("identity token in credential_source.file %s: %w", f.path, err))}
+	}
+	content, _, err := readFile(f.path)
+	if err != nil {
+		return "", problem(err)
+	}
+	token := strings.TrimSpace(string(content))
+	if f.format == "json" {
+		var fields map[string]any
+		_ = json.Unmarshal(content, &fields) // its error could quote the token
+		token, _ = fields[f.field].(string)
+	}
+	if token == "" {
+		return "", problem(errors.New("there is none, in the format that credential_source says"))
+	}
+	return token, nil
 }

@@ -91,7 +91,7 @@ func TestFailures(t *testing.T) {
 		}, misconfigured, []string{"/nonexistent/key.json (GOOGLE_APPLICATION_CREDENTIALS): no such file"}},
 		"an unknown type": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["type"] = "magic" })
-		}, misconfigured, []string{`got "magic"`}},
+		}, misconfigured, []string{"want a file of type"}},
 		"a key that is none": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["private_key"] = planted })
 		}, misconfigured, []string{"its key is none"}},
@@ -140,7 +140,29 @@ func TestFailures(t *testing.T) {
 			return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
 				"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token", "credential_source": map[string]any{"file": "/nonexistent/token"},
 			}))}
-		}, unavailable, []string{"its token is to be in /nonexistent/token"}},
+		}, unavailable, []string{"identity token in credential_source.file /nonexistent/token: no such file"}},
+		"a token's file that is empty": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return external(t, map[string]any{"file": write(t, "token", nil)})
+		}, unavailable, []string{"there is none, in the format that credential_source says"}},
+		"a token's file in another format": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return external(t, map[string]any{"file": write(t, "token", []byte(`{"other": "`+planted+`"}`)), "format": map[string]any{"type": "json", "subject_token_field_name": "token"}})
+		}, unavailable, []string{"there is none, in the format that credential_source says"}},
+		"a token's file that never ends": {func(t *testing.T, _ *cloud.Cloud) Config {
+			return external(t, map[string]any{"file": "/dev/zero"})
+		}, unavailable, []string{"/dev/zero: it is no regular file"}},
+		"a file of another's that others may write": {func(t *testing.T, _ *cloud.Cloud) Config {
+			cfg := external(t, map[string]any{"file": write(t, "token", []byte(planted))})
+			if err := os.Chmod(cfg.CredentialsFile, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			return cfg
+		}, misconfigured, []string{"it says what is read or run here", "is not safe to use"}},
+		"an API that is not enabled": {func(t *testing.T, c *cloud.Cloud) Config {
+			c.Fail(cloud.Fault{Service: "google-iam", Status: 403, Body: `{"error": {"code": 403, "status": "PERMISSION_DENIED", "details": [{"reason": "SERVICE_DISABLED"}]}}`})
+			cfg := key(t, c, nil)
+			cfg.Impersonate = between
+			return cfg
+		}, refused, []string{"SERVICE_DISABLED (HTTP status 403): enable the IAM Service Account Credentials API in the project of whoever asks"}},
 		"a client certificate behind an impersonation": {func(t *testing.T, _ *cloud.Cloud) Config {
 			return Config{CredentialsFile: write(t, "adc.json", object(t, map[string]any{
 				"type": "impersonated_service_account", "service_account_impersonation_url": "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/" + puller + ":generateAccessToken",
@@ -153,7 +175,7 @@ func TestFailures(t *testing.T) {
 				t.Fatal(err)
 			}
 			return Config{CredentialsFile: file}
-		}, misconfigured, []string{"it names a program to be run", "is not safe to use"}},
+		}, misconfigured, []string{"it says what is read or run here", "is not safe to use"}},
 		"credentials of another universe": {func(t *testing.T, c *cloud.Cloud) Config {
 			return key(t, c, func(f map[string]any) { f["universe_domain"] = "s3nsapis.fr" })
 		}, misconfigured, []string{"the credentials are of universe s3nsapis.fr, and the registries' tokens of googleapis.com"}},
@@ -184,7 +206,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, g.Environ()...)
 			c.AllowImpersonation(node, puller)
 			return Config{Impersonate: puller}
-		}, refused, []string{"ACCESS_TOKEN_SCOPE_INSUFFICIENT"}},
+		}, refused, []string{"ACCESS_TOKEN_SCOPE_INSUFFICIENT (HTTP status 403): not a role is missing but an OAuth scope"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := setUp(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"cloud.google.com/go/auth/credentials/externalaccount"
@@ -154,15 +155,18 @@ func (g *google) impersonate(ctx context.Context, by token, as account) (token, 
 	}
 	if resp.StatusCode == http.StatusOK {
 		err = json.NewDecoder(resp.Body).Decode(&answer)
-		if err == nil && answer.AccessToken != "" && !answer.ExpireTime.IsZero() {
+		if err == nil && answer.AccessToken != "" && answer.ExpireTime.After(g.now()) {
 			return token{backends.Secret(answer.AccessToken), answer.ExpireTime}, nil
 		}
 		err = errUndocumented
 	}
 	return token{}, calls.explain(ctx, err, doing, func(last exchange) string {
+		if advice := apiAdvice(last.code); advice != "" {
+			return advice
+		}
 		switch last.status {
 		case http.StatusForbidden:
-			return fmt.Sprintf("the identity has to have roles/iam.serviceAccountTokenCreator (a pod or another cloud's identity: roles/iam.workloadIdentityUser) on %s%s, and the IAM Service Account Credentials API has to be enabled",
+			return fmt.Sprintf("the identity has to have roles/iam.serviceAccountTokenCreator (a pod or another cloud's identity: roles/iam.workloadIdentityUser) on %s%s",
 				first(as), map[bool]string{true: ", and each delegate on the next"}[len(as.delegates) > 0])
 		case http.StatusNotFound:
 			return "there is no such service account, or the identity may not know that there is"
@@ -171,6 +175,17 @@ func (g *google) impersonate(ctx context.Context, by token, as account) (token, 
 		}
 		return ""
 	})
+}
+
+// apiAdvice is for the IAM Service Account Credentials API, where it is not who asks that is at fault.
+func apiAdvice(code string) string {
+	switch {
+	case strings.HasSuffix(code, " ACCESS_TOKEN_SCOPE_INSUFFICIENT"):
+		return "not a role is missing but an OAuth scope: give the machine, or whatever the credentials are made with, the scope cloud-platform"
+	case strings.HasSuffix(code, " SERVICE_DISABLED"):
+		return "enable the IAM Service Account Credentials API in the project of whoever asks: `gcloud services enable iamcredentials.googleapis.com --project=PROJECT`"
+	}
+	return ""
 }
 
 // first is the account that the identity itself has to have its role on.

@@ -50,13 +50,15 @@ func principalOf(t *testing.T, c *cloud.Cloud, got backends.Credential) string {
 	return principal
 }
 
+// external is a node with an external_account file.
+func external(t *testing.T, source map[string]any) Config {
+	t.Helper()
+	return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
+		"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token", "credential_source": source,
+	}))}
+}
+
 func TestTokensOfOtherIssuers(t *testing.T) {
-	external := func(t *testing.T, source map[string]any) Config {
-		t.Helper()
-		return Config{CredentialsFile: write(t, "external.json", object(t, map[string]any{
-			"type": "external_account", "audience": pool.Audience(), "subject_token_type": typeJWT, "token_url": "https://sts.googleapis.com/v1/token", "credential_source": source,
-		}))}
-	}
 	for name, test := range map[string]struct {
 		prepare func(t *testing.T, c *cloud.Cloud, token string) Config
 		want    string

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
+	"syscall"
 
 	"cloud.google.com/go/auth"
 	"cloud.google.com/go/auth/credentials"
@@ -55,6 +57,11 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	if what := hidden(content); what != "" {
 		return nil, misconfigured("its source_credentials want %s, which Google's library would use unchecked: name that file in credentialsFile, and the service account in impersonate", what)
 	}
+	if kind := credentials.CredType(head.Type); kind == credentials.ExternalAccount || kind == credentials.ImpersonatedServiceAccount {
+		if err := trust.File(path); err != nil {
+			return nil, misconfigured("it says what is read or run here, and where that is sent: %w", err)
+		}
+	}
 	f := &file{google: g, path: path, kind: head.Type, content: content, domain: head.UniverseDomain}
 	switch credentials.CredType(head.Type) {
 	case credentials.ServiceAccount, credentials.AuthorizedUser, credentials.ImpersonatedServiceAccount, credentials.ExternalAccountAuthorizedUser:
@@ -63,36 +70,38 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		if err := json.Unmarshal(content, &f.external); err != nil {
 			return nil, misconfigured("it is not JSON, or not of the form that Google documents")
 		}
-		if f.external.CredentialSource.Executable != nil {
-			if err := trust.File(path); err != nil {
-				return nil, misconfigured("it names a program to be run: %w", err)
-			}
-		}
 	case credentials.GDCHServiceAccount:
 		return nil, misconfigured("credentials of type %s are for Google Distributed Cloud, whose registry is not Artifact Registry", credentials.GDCHServiceAccount)
 	default:
-		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account, got %q", remote.Cut(head.Type))
+		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account") // what it has in their place may be a secret
 	}
 	return f, nil
 }
 
 // readFile reads a regular file within bounds: another kind may never end. Its error is about the file, and does not name it.
 func readFile(path string) (content []byte, mode fs.FileMode, err error) {
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		return nil, 0, errors.New("it is no regular file")
-	}
-	if err == nil && info.Size() > maxFile {
-		return nil, 0, fmt.Errorf("it has %d bytes, which no file of credentials has", info.Size())
-	}
-	if err == nil {
-		content, err = os.ReadFile(path)
-	}
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err
-	}
+	defer func() {
+		if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+			err = pathErr.Err
+		}
+	}()
+	opened, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
 	if err != nil {
 		return nil, 0, err
+	}
+	defer opened.Close()
+	info, err := opened.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("it is no regular file")
+	}
+	if content, err = io.ReadAll(io.LimitReader(opened, maxFile+1)); err != nil {
+		return nil, 0, err
+	}
+	if len(content) > maxFile {
+		return nil, 0, errors.New("it has more than a megabyte, which no file of credentials has")
 	}
 	return content, info.Mode(), nil
 }
@@ -142,9 +151,6 @@ func (f *file) token(ctx context.Context, scope string) (token, error) {
 		return token{}, own.err
 	}
 	if err != nil && calls.end().host == "" && ctx.Err() == nil { // nobody was asked
-		if from := f.external.CredentialSource.File; from != "" {
-			return token{}, backends.Unavailable(fmt.Errorf("%s: its token is to be in %s, which cannot be read, or has none in the format that the file says", doing, from))
-		}
 		return token{}, f.incomplete()
 	}
 	if err != nil {
@@ -193,6 +199,9 @@ func (f *file) advice(last exchange) string {
 		if advice := exchangeAdvice(last.code, f.external.Audience, proof); advice != "" {
 			return advice
 		}
+	}
+	if advice := apiAdvice(last.code); advice != "" {
+		return advice
 	}
 	if last.status == http.StatusForbidden {
 		return "who asks has to have roles/iam.serviceAccountTokenCreator (another cloud's or issuer's identity: roles/iam.workloadIdentityUser) on the service account that the file impersonates"

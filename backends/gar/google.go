@@ -73,6 +73,14 @@ func isMetadata(host string) bool {
 // awsMetadata6 is where EC2's metadata service is by IPv6.
 var awsMetadata6 = netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x0e, 3: 0xc2, 14: 0x02, 15: 0x54})
 
+// wait pauses; false: there would be too little time afterwards.
+func (g *google) wait(ctx context.Context, d time.Duration) bool {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < 2*d {
+		return false
+	}
+	return g.sleep(ctx, d)
+}
+
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -3,6 +3,7 @@ package gar
 import (
 	"path"
 	"strings"
+	"unicode"
 
 	"github.com/credential-broker/credential-broker/backends"
 )
@@ -30,6 +31,9 @@ type registry struct {
 func parseHost(image backends.Image, hosts []string, universe string) (registry, bool) {
 	r := registry{host: image.Host(), universe: defaultUniverse}
 	name := strings.TrimSuffix(strings.ToLower(r.host), ":443")
+	if !validDomain(name) || strings.ContainsFunc(r.host, func(r rune) bool { return r > unicode.MaxASCII }) { // some of which are ASCII in lower case
+		return registry{}, false
+	}
 	_, rest, _ := strings.Cut(string(image), "/")
 	segments := strings.Split(rest, "/")
 	labels := strings.Split(name, ".")
@@ -75,6 +79,3 @@ func isOneOf(patterns []string, host string) bool {
 	}
 	return false
 }
-
-// String names the registry in messages.
-func (r registry) String() string { return r.host }

@@ -39,6 +39,7 @@ func TestHostsOfOthers(t *testing.T) {
 		"us_x-docker.pkg.dev/p/r/a", "docker.rep.pkg.dev/p/r/a", "npm.us.rep.pkg.dev/p/r/a", "a.docker.us.rep.pkg.dev/p/r/a", "xgcr.io/p/a", "a.b.gcr.io/p/a", "gcr.io.example/p/a", ".gcr.io/p/a",
 		"us-docker.pkg.dev:5000/p/r/a", "gcr.io:80/p/a", "storage.googleapis.com/p/a", "google.com/p/a", "x.container.cloud.google.com/p/a",
 		"evil.example.s3nsregistry.fr/p/r/a", "x.u-docker.s3nsregistry.fr/p/r/a", "u-python.s3nsregistry.fr/p/r/a",
+		"u-docker.s3nsreg\u0130stry.fr/p/r/a", "gcr.\u0130o/p/a", "\u212aus-docker.pkg.dev/p/r/a", "$(x)-docker.s3nsregistry.fr/p/r/a", "a'b-docker.s3nsregistry.fr/p/r/a", "gcr.io./p/a", "[::1]:443/p/a", "/p/a", "",
 	} {
 		if got, ok := parseHost(backends.Image(image), []string{"*-docker.s3nsregistry.fr"}, "s3nsapis.fr"); ok {
 			t.Errorf("%s is taken for %+v", image, got)

@@ -134,7 +134,7 @@ func (f *federation) member(ctx context.Context) member {
 	return federated(f.audience, claims.Subject)
 }
 
-// mayPullOnly says whether the machine has the scope of storage, which lets it pull, and none that lets it ask an API; scopes are those that it has.
+// mayPullOnly says of a machine whose scopes let it ask no API whether it has one of storage that lets it pull; scopes are those that it has.
 func (m *metadataServer) mayPullOnly(ctx context.Context) (may bool, scopes string) {
 	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
 	defer cancel()
@@ -144,7 +144,7 @@ func (m *metadataServer) mayPullOnly(ctx context.Context) (may bool, scopes stri
 	}
 	names := strings.Fields(all)
 	for _, name := range names {
-		may = may || strings.Contains(name, "/auth/devstorage.")
+		may = may || strings.Contains(name, "/auth/devstorage.") && !strings.HasSuffix(name, ".write_only")
 	}
 	return may, remote.Cut(strings.Join(names, ", "))
 }

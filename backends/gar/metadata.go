@@ -43,13 +43,6 @@ func (m *metadataServer) token(ctx context.Context, scope string) (token, error)
 	return t, err
 }
 
-func (m *metadataServer) wait(ctx context.Context, d time.Duration) bool {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < 2*d { // the token that there is has to be answered
-		return false
-	}
-	return m.sleep(ctx, d)
-}
-
 // scopeStorage is what a machine has that may pull and nothing else; a token that is to read asks for either.
 const scopeStorage = "https://www.googleapis.com/auth/devstorage.read_only"
 

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -63,7 +64,7 @@ func (b *Backend) ask(ctx context.Context, q ask.Question) (ask.Answer, error) {
 	}
 	var env []string
 	for _, name := range checkEnvironment {
-		if value, ok := os.LookupEnv(name); ok {
+		if value, ok := os.LookupEnv(name); ok && (b.cfg.Proxy == "" || !strings.EqualFold(name, "HTTPS_PROXY")) { // it may hold a password
 			env = append(env, name+"="+value)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 func TestSecretsAreKnownByTheNamesOfSettingsAndVariables(t *testing.T) {
 	got := secretsOf(&config.Provider{
-		Env:        []config.EnvVar{{Name: "VAULT_TOKEN", Value: "set-token"}, {Name: "AWS_WEB_IDENTITY_TOKEN_FILE", Value: "/var/run/token"}, {Name: "PLAIN", Value: "set-plain"}},
+		Env:        []config.EnvVar{{Name: "VAULT_TOKEN", Value: "set-token"}, {Name: "AWS_WEB_IDENTITY_TOKEN_FILE", Value: "/var/run/token"}, {Name: "PLAIN", Value: "set-plain"}, {Name: "GOOGLE_APPLICATION_CREDENTIALS", Value: "/etc/google.json"}},
 		InheritEnv: []string{"AWS_*"},
 		Config: []byte(`{"password":"a-password","url":"https://registry.example","passwordFile":"/etc/password","auth":{"secretID":["an-id","another-id"],"role":"a-role"},
 			"tokens":{"one":"not-by-its-own-name"},"apiKey":"short","retries":3}`),

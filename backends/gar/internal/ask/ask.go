@@ -82,6 +82,11 @@ type DistrustError struct{ text string }
 
 func (e *DistrustError) Error() string { return e.text }
 
+// CutError says that the connection broke before there was an answer that can be read. The next one may not.
+type CutError struct{ text string }
+
+func (e *CutError) Error() string { return e.text }
+
 // Unanswered says why there was no answer. Errors of net/http itself are not shown: they quote the URL, and what came.
 func Unanswered(ctx context.Context, err error) error {
 	op, isOp := errors.AsType[*net.OpError](err)
@@ -105,7 +110,7 @@ func Unanswered(ctx context.Context, err error) error {
 	case isOp && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate"):
 		return &DistrustError{op.Op + ": " + op.Err.Error()}
 	case isOp:
-		return errors.New(op.Op + ": " + op.Err.Error())
+		return &CutError{op.Op + ": " + op.Err.Error()}
 	case isCertificate:
 		return certificate
 	case isRecord:
@@ -113,7 +118,7 @@ func Unanswered(ctx context.Context, err error) error {
 	case isAlert:
 		return alert
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the connection was closed before there was an answer")
+		return &CutError{"the connection was closed before there was an answer"}
 	}
-	return errors.New("no valid HTTP answer came")
+	return &CutError{"no valid HTTP answer came"}
 }
