@@ -81,7 +81,7 @@ func garRows() []row {
 			s.external(garPool, "urn:ietf:params:oauth:token-type:jwt", map[string]any{"file": s.write("token", token, 0o600)})
 		}).fails(grant, tells("what to look at", "providers describe")).but(says, advises),
 		garAt(troubles, "the file is no JSON", func(s *scene) { s.adc([]byte("{" + secret)) }).fails(tells("the variable", "GOOGLE_APPLICATION_CREDENTIALS"), keeps("the secret", secret)).but(says, advises),
-		garAt(troubles, "the file is not there", func(s *scene) { s.add("GOOGLE_APPLICATION_CREDENTIALS=/nowhere/adc.json") }).fails(tells("the variable", "GOOGLE_APPLICATION_CREDENTIALS"), tells("no such file", "no such file")).but(says, advises),
+		garAt(troubles, "the file is not there", func(s *scene) { s.add("GOOGLE_APPLICATION_CREDENTIALS=/nowhere/adc.json") }).fails(tells("the variable", "GOOGLE_APPLICATION_CREDENTIALS"), tells("which file", "/nowhere/adc.json"), tells("no such file", "no such file")).but(says, advises),
 		garAt(troubles, "the metadata server's token is near its end", func(s *scene) { s.machine(garNode).SetTokenLife(40 * time.Second) }),
 		garAt(troubles, "the metadata server answers 503 once", func(s *scene) {
 			s.machine(garNode)
@@ -100,6 +100,10 @@ func garRows() []row {
 		garAt(troubles, "the token endpoint answers 503 once", func(s *scene) {
 			s.adc(s.AddGoogleUser(garHuman))
 			s.Fail(cloud.Fault{Service: "google-oauth", Times: 1, Status: 503})
+		}).but(result, again).but(registry, again).but(identity, again).but(scopes, again),
+		garAt(troubles, "the token endpoint answers 503 always", func(s *scene) {
+			s.adc(s.AddGoogleUser(garHuman))
+			s.Fail(cloud.Fault{Service: "google-oauth", Status: 503})
 		}).fails(tells("the status", "503")).but(says, advises),
 		garAt(troubles, "the token endpoint throttles without end", func(s *scene) {
 			s.timeout = "4s"

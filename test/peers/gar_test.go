@@ -309,4 +309,5 @@ const (
 	unnoticed   reason = "a key that Google no longer knows is noticed before the pull, and said"
 	skewNoticed reason = "a clock that is wrong is noticed before the pull, and said"
 	googleTime  reason = "the answer comes within the provider's timeout (4 s here); the helper goes on for more than 20 s"
+	again       reason = "a moment's trouble is no failure: Google is asked again, twice at most"
 )
