@@ -88,6 +88,9 @@ providers:
 	if got := run("get", image, "-o", "json"); !strings.Contains(got, `"check": "ok"`) {
 		t.Errorf("with its role: %s", got)
 	}
+	if got := run("get", image); !strings.Contains(got, "note: gar: asking Google as (identity: serviceAccount:"+puller+")") || !strings.Contains(got, "mode: standard") {
+		t.Errorf("what is found besides is not shown: %s", got)
+	}
 	if got := run("backends", "--backend-dir", filepath.Join(dir, "backends")); !strings.Contains(got, "gar") || strings.Contains(got, "gar-check") {
 		t.Errorf("the backends are: %s", got)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -124,7 +125,11 @@ Passwords are masked unless --show-secrets. The exit status is 1 if the kubelet 
 				result, failure := broker.New(cfg, providers, caller, log).Resolve(cmd.Context(), request)
 				shown = new(describe(request, result, failure, showSecrets))
 			}
-			check(cmd.Context(), caller, request, broker.Route(providers, request), shown.Providers)
+			heard := &listener{}
+			asking := newCaller(cfg, slog.New(listening{to: heard}), false)
+			check(cmd.Context(), asking, request, broker.Route(providers, request), shown.Providers)
+			_ = asking.Close() // after which all that the backends said has been heard
+			shown.Notes = append(shown.Notes, heard.inOrder(shown.Providers)...)
 			if output.json() {
 				if err := printJSON(cmd, shown); err != nil {
 					return err
@@ -266,6 +271,72 @@ func check(ctx context.Context, c checker, request broker.Request, routing broke
 		})
 	}
 	waiting.Wait()
+}
+
+// listener gathers what backends log during their checks: who asks, say, or what they found besides a problem.
+type listener struct {
+	mu    sync.Mutex
+	notes []gotNote
+}
+
+// inOrder are the notes, those of each provider together.
+func (l *listener) inOrder(providers []gotProvider) []gotNote {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rank := func(n gotNote) int {
+		return slices.IndexFunc(providers, func(p gotProvider) bool { return p.Name == n.Provider })
+	}
+	slices.SortStableFunc(l.notes, func(a, b gotNote) int { return rank(a) - rank(b) })
+	return l.notes
+}
+
+// listening is the log in which the host writes that, with all secrets taken out.
+type listening struct {
+	to       *listener
+	provider string
+}
+
+// Enabled implements slog.Handler.
+func (l listening) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+
+// WithGroup implements slog.Handler.
+func (l listening) WithGroup(string) slog.Handler { return l }
+
+// WithAttrs implements slog.Handler.
+func (l listening) WithAttrs(attrs []slog.Attr) slog.Handler {
+	for _, a := range attrs {
+		if a.Key == "provider" {
+			l.provider = a.Value.String()
+		}
+	}
+	return l
+}
+
+// Handle implements slog.Handler. What the host says for itself has no stream.
+func (l listening) Handle(_ context.Context, r slog.Record) error {
+	said, details := false, []string{}
+	r.Attrs(func(a slog.Attr) bool {
+		switch a.Key {
+		case "stream":
+			said = true
+		case "said":
+			for _, detail := range a.Value.Group() {
+				details = append(details, detail.Key+": "+detail.Value.String())
+			}
+		}
+		return true
+	})
+	if !said {
+		return nil
+	}
+	text := r.Message
+	if len(details) > 0 {
+		text += " (" + strings.Join(details, ", ") + ")"
+	}
+	l.to.mu.Lock()
+	defer l.to.mu.Unlock()
+	l.to.notes = append(l.to.notes, gotNote{l.provider, text, r.Level >= slog.LevelWarn})
+	return nil
 }
 
 // getFromAgent lets the agent resolve the request; nil where there is none, or none is wanted.
