@@ -33,9 +33,18 @@ type metadata struct {
 // ask makes one request, and gives status and body.
 func (m metadata) ask(method, path string, headers ...string) (status int, body string) {
 	m.t.Helper()
-	request, err := http.NewRequestWithContext(m.t.Context(), method, m.url+path, nil)
+	status, body, err := m.try(method, path, headers...)
 	if err != nil {
 		m.t.Fatal(err)
+	}
+	return status, body
+}
+
+func (m metadata) try(method, path string, headers ...string) (status int, body string, err error) {
+	m.t.Helper()
+	request, err := http.NewRequestWithContext(m.t.Context(), method, m.url+path, nil)
+	if err != nil {
+		return 0, "", err
 	}
 	for pair := range slices.Chunk(headers, 2) {
 		request.Header.Set(pair[0], pair[1])
@@ -43,14 +52,11 @@ func (m metadata) ask(method, path string, headers ...string) (status int, body 
 	direct := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	response, err := direct.Do(request)
 	if err != nil {
-		m.t.Fatal(err)
+		return 0, "", err
 	}
 	defer func() { _ = response.Body.Close() }()
 	data, err := io.ReadAll(response.Body)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return response.StatusCode, string(data)
+	return response.StatusCode, string(data), err
 }
 
 // token is a session token for so many seconds.
@@ -88,7 +94,18 @@ func (s *scene) amazons(ours metadata) metadata {
 		"paths":  map[string]string{"iam-security-credentials": credentialsOf + role},
 		"values": map[string]any{"iam-security-credentials-role": role, "iam-security-credentials": values},
 	}}), 0o600)
-	port := freePort(s.T)
+	for range 20 {
+		if m, ok := s.amazonsAt(freePort(s.T), config, role, values["AccessKeyId"]); ok {
+			return m
+		}
+	}
+	s.Fatal("Amazon's mock does not listen")
+	return metadata{}
+}
+
+// amazonsAt starts the mock at a port. It is somebody else who listens there, maybe a mock of another test, if that does not have the access key.
+func (s *scene) amazonsAt(port, config, role, accessKey string) (m metadata, ok bool) {
+	s.Helper()
 	mock := exec.CommandContext(s.Context(), path(program.MetadataMock), "--config-file", config, "--hostname", "127.0.0.1", "--port", port, "--imdsv2")
 	mock.Env = []string{"HOME=" + s.home, "PATH=/usr/bin:/bin"}
 	var said bytes.Buffer
@@ -96,19 +113,27 @@ func (s *scene) amazons(ours metadata) metadata {
 	if err := mock.Start(); err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() { _ = mock.Process.Kill(); _ = mock.Wait() })
-	m := metadata{s.T, "http://127.0.0.1:" + port}
-	listens := func() bool {
-		connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(s.Context(), "tcp", "127.0.0.1:"+port)
-		if err == nil {
-			_ = connection.Close()
+	ended := make(chan struct{})
+	go func() { _ = mock.Wait(); close(ended) }()
+	s.Cleanup(func() { _ = mock.Process.Kill(); <-ended })
+	m = metadata{s.T, "http://127.0.0.1:" + port}
+	answers, over := false, false
+	until(30*time.Second, func() bool {
+		select {
+		case <-ended:
+			over = true
+			return true
+		default:
 		}
-		return err == nil
-	}
-	if !until(30*time.Second, listens) {
-		s.Fatal("Amazon's mock does not listen")
-	}
-	return m
+		status, token, err := m.try(http.MethodPut, "/latest/api/token", tokenTTLHeader, "60")
+		if err != nil {
+			return false
+		}
+		_, text, err := m.try(http.MethodGet, credentialsOf+role, tokenHeader, token)
+		answers = err == nil && status == http.StatusOK && strings.Contains(text, accessKey)
+		return true
+	})
+	return m, answers && !over
 }
 
 // freePort is a loopback port that nobody listens on.
