@@ -12,6 +12,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // Check finds out who asks, whether that identity gets a token, and, for an image, whether it may download from the image's repository and whether that is one of images. The error names the command
@@ -100,12 +101,12 @@ type checking struct {
 
 // String names the repository in messages.
 func (c *checking) String() string {
-	return fmt.Sprintf("repository %s in %s of project %s", remote.Cut(c.repository), c.location, remote.Cut(c.project))
+	return fmt.Sprintf("repository %s in location %s of project %s", remote.Cut(c.repository), c.location, remote.Cut(c.project))
 }
 
 // command is one of gcloud's on the repository.
 func (c *checking) command(verb, more string) string {
-	return fmt.Sprintf("`gcloud artifacts repositories %s %s --project=%s --location=%s%s`", verb, quoted(c.repository), quoted(c.project), quoted(c.location), more)
+	return fmt.Sprintf("`gcloud artifacts repositories %s %s --project=%s --location=%s%s`", verb, trust.Quote(c.repository), trust.Quote(c.project), trust.Quote(c.location), more)
 }
 
 // binding is the command that lets the identity pull.
@@ -134,7 +135,7 @@ func (c *checking) judge(ctx context.Context, a ask.Answer) error {
 	case no == nil:
 	case no.Status == http.StatusNotFound:
 		return backends.Refused(fmt.Errorf("there is no %s: make it with %s, or see with `gcloud artifacts repositories list --project=%s` where it is: its location is the first part of the host",
-			c, c.command("create", " --repository-format=docker"), quoted(c.project)))
+			c, c.command("create", " --repository-format=docker"), trust.Quote(c.project)))
 	case no.Status != http.StatusForbidden:
 		return c.failed(ctx, "look at the "+c.String(), no)
 	case !a.Permission.Held:
@@ -168,7 +169,7 @@ func (c *checking) judgeRedirection(ctx context.Context, r ask.Redirection) erro
 		return c.failed(ctx, "see whether Artifact Registry serves "+c.reg.host+" for project "+remote.Cut(c.project), r.Failure)
 	case r.State == "REDIRECTION_FROM_GCR_IO_DISABLED":
 		return backends.Refused(fmt.Errorf("Artifact Registry does not serve %s for project %s (%s), and Container Registry is no more: `gcloud artifacts settings enable-upgrade-redirection --project=%s`", //nolint:staticcheck // ST1005: names
-			c.reg.host, remote.Cut(c.project), r.State, quoted(c.project)))
+			c.reg.host, remote.Cut(c.project), r.State, trust.Quote(c.project)))
 	default:
 		slog.InfoContext(ctx, "the host of Container Registry is served by a repository of Artifact Registry", "host", c.reg.host, "project", c.project, "redirection", r.State, "repository", c.repository, "location", c.location)
 	}
@@ -198,7 +199,7 @@ func (c *checking) failed(ctx context.Context, doing string, no *ask.Failure) er
 		if project == "" {
 			project = c.project
 		}
-		return c.failedWith(ctx, doing, no, fmt.Sprintf("the Artifact Registry API is not enabled in project %s: `gcloud services enable artifactregistry.googleapis.com --project=%s`", project, quoted(project)))
+		return c.failedWith(ctx, doing, no, fmt.Sprintf("the Artifact Registry API is not enabled in project %s: `gcloud services enable artifactregistry.googleapis.com --project=%s`", project, trust.Quote(project)))
 	case strings.HasSuffix(no.Code, " SECURITY_POLICY_VIOLATED"):
 		return c.failedWith(ctx, doing, no, "a perimeter of VPC Service Controls refuses it, and pulls from here, too: add this network, or the identity, to an ingress rule")
 	case no.Status == http.StatusUnauthorized:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/proto/trust"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -132,21 +133,21 @@ func TestCheck(t *testing.T) {
 			return Config{CredentialsFile: write(t, "key.json", c.ServiceAccountKeyFile(node)), Impersonate: puller}
 		}, logs: []string{"identity=serviceAccount:" + puller}},
 
-		"no role": {prepare: key, kind: refused, says: []string{"serviceAccount:" + puller + " may not pull from the repository repo in europe-west1 of project my-project, or there is none: " + binding}},
+		"no role": {prepare: key, kind: refused, says: []string{"serviceAccount:" + puller + " may not pull from the repository repo in location europe-west1 of project my-project, or there is none: " + binding}},
 		"a role that lets look and not pull": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			c.GrantCustomRole(project, puller, "artifactregistry.repositories.get")
 			return key(t, c)
-		}, kind: refused, says: []string{"may not pull from the repository repo in europe-west1 of project my-project: " + binding}},
+		}, kind: refused, says: []string{"may not pull from the repository repo in location europe-west1 of project my-project: " + binding}},
 		"no role in a domain's project": {prepare: key, image: host + "/example.com/my-project/repo/app", kind: refused, says: []string{" --project=example.com:my-project "}},
 		"a role that lets pull and nothing else": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			c.GrantCustomRole(project, puller, download)
 			return key(t, c)
 		}, logs: []string{"level=WARN", "missing=\"artifactregistry.repositories.get"}},
 		"no such repository": {prepare: reader, image: host + "/my-project/other/app", kind: refused, says: []string{
-			"there is no repository other in europe-west1 of project my-project: make it with `gcloud artifacts repositories create other --project=my-project --location=europe-west1 --repository-format=docker`",
+			"there is no repository other in location europe-west1 of project my-project: make it with `gcloud artifacts repositories create other --project=my-project --location=europe-west1 --repository-format=docker`",
 			"`gcloud artifacts repositories list --project=my-project`",
 		}},
-		"another location": {prepare: reader, image: "europe-docker.pkg.dev/my-project/repo/app", kind: refused, says: []string{"there is no repository repo in europe of"}},
+		"another location": {prepare: reader, image: "europe-docker.pkg.dev/my-project/repo/app", kind: refused, says: []string{"there is no repository repo in location europe of"}},
 		"another format": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			c.SetGoogleRepository(host, project, "repo", "PYTHON", "STANDARD_REPOSITORY")
 			return reader(t, c)
@@ -163,7 +164,7 @@ func TestCheck(t *testing.T) {
 			cfg := container(t, c)
 			c.DeleteGoogleRepository("eu.gcr.io", project, "eu.gcr.io")
 			return cfg
-		}, image: "eu.gcr.io/my-project/app", kind: refused, says: []string{"there is no repository eu.gcr.io in europe of project my-project"}},
+		}, image: "eu.gcr.io/my-project/app", kind: refused, says: []string{"there is no repository eu.gcr.io in location europe of project my-project"}},
 		"Container Registry, and a role that lets pull and nothing else": {prepare: func(t *testing.T, c *cloud.Cloud) Config {
 			c.AddGoogleRegistry("eu.gcr.io", project)
 			c.GrantCustomRole(project, puller, download)
@@ -379,7 +380,7 @@ func TestMember(t *testing.T) {
 				t.Errorf("%+v, want %s", got, test.want)
 			}
 			if test.shell == "" {
-				test.shell = quoted(test.want)
+				test.shell = trust.Quote(test.want)
 			}
 			if got.shell() != test.shell {
 				t.Errorf("in a shell %s, want %s", got.shell(), test.shell)

@@ -49,7 +49,7 @@ func (p *program) SubjectToken(ctx context.Context, o *externalaccount.RequestOp
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	env := append(os.Environ(), "GOOGLE_EXTERNAL_ACCOUNT_AUDIENCE="+o.Audience, "GOOGLE_EXTERNAL_ACCOUNT_TOKEN_TYPE="+o.SubjectTokenType, "GOOGLE_EXTERNAL_ACCOUNT_INTERACTIVE=0")
-	if _, email, ok := strings.Cut(strings.TrimSuffix(p.impersonationURL, ":generateAccessToken"), "/serviceAccounts/"); ok {
+	if email := accountIn(p.impersonationURL); email != "" {
 		env = append(env, "GOOGLE_EXTERNAL_ACCOUNT_IMPERSONATED_EMAIL="+email)
 	}
 	result, err := child.Run(ctx, child.Command{Path: path, Args: words[1:], Env: env, MaxStdout: 64 << 10})

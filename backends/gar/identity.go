@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -199,7 +198,7 @@ func wellKnownFile() string { return gcloudFile("application_default_credentials
 
 // gcloudFile is where gcloud keeps a file of this name; empty: there is no home.
 func gcloudFile(name string) string {
-	if runtime.GOOS == "windows" {
+	if isWindows {
 		if dir := os.Getenv("APPDATA"); dir != "" {
 			return filepath.Join(dir, "gcloud", name)
 		}

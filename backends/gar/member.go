@@ -7,6 +7,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // member is an identity as an allow policy spells it (https://cloud.google.com/iam/docs/principal-identifiers).
@@ -34,18 +35,7 @@ func (m member) shell() string {
 	if m.argument != "" {
 		return m.argument
 	}
-	return quoted(m.name)
-}
-
-// quoted is a word of a command to be pasted.
-func quoted(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
-	}
-	if strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return trust.Quote(m.name)
 }
 
 // member finds out who w is, without any right that a pull does not need.
@@ -100,10 +90,15 @@ func (f *file) member(context.Context) member {
 	return member{name: "user:ADDRESS", note: "whoever has logged in for " + f.path + ", which does not say who"}
 }
 
+// poolOf is the pool, as principals are spelt, of the provider whose audience this is.
+func poolOf(audience string) string {
+	pool, _, _ := strings.Cut(audience, "/providers/")
+	return remote.Cut(pool)
+}
+
 // federated is a subject of a pool, by the audience of the provider that takes its token.
 func federated(audience, subject string) member {
-	pool, _, _ := strings.Cut(strings.TrimPrefix(audience, "//iam.googleapis.com/"), "/providers/")
-	m := member{name: "principal://iam.googleapis.com/" + remote.Cut(pool) + "/subject/" + remote.Cut(subject), note: "if the pool's provider maps google.subject to the token's sub"}
+	m := member{name: "principal:" + poolOf(audience) + "/subject/" + remote.Cut(subject), note: "if the pool's provider maps google.subject to the token's sub"}
 	if subject == "SUBJECT" {
 		m.note = "SUBJECT is what the pool's provider maps the token to, as google.subject"
 	}
@@ -112,8 +107,7 @@ func federated(audience, subject string) member {
 
 func (f *federation) member(ctx context.Context) member {
 	if f.aws {
-		pool, _, _ := strings.Cut(strings.TrimPrefix(f.audience, "//iam.googleapis.com/"), "/providers/")
-		return member{name: "principalSet://iam.googleapis.com/" + pool + "/attribute.aws_role/arn:aws:sts::ACCOUNT:assumed-role/ROLE", note: "ACCOUNT and ROLE are those of the AWS identity, by the mapping that providers for AWS have at first"}
+		return member{name: "principalSet:" + poolOf(f.audience) + "/attribute.aws_role/arn:aws:sts::ACCOUNT:assumed-role/ROLE", note: "ACCOUNT and ROLE are those of the AWS identity, by the mapping that providers for AWS have at first"}
 	}
 	var claims webidentity.Claims
 	token, err := f.subject.SubjectToken(ctx, nil)

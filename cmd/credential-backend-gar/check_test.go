@@ -81,7 +81,7 @@ providers:
 		return string(out)
 	}
 	image := host + "/" + project + "/repo/app"
-	if got := run("get", image); !strings.Contains(got, "may not pull from the repository repo in europe-west1") || !strings.Contains(got, "--member=serviceAccount:"+puller+" --role=roles/artifactregistry.reader") {
+	if got := run("get", image); !strings.Contains(got, "may not pull from the repository repo in location europe-west1") || !strings.Contains(got, "--member=serviceAccount:"+puller+" --role=roles/artifactregistry.reader") {
 		t.Errorf("without a role: %s", got)
 	}
 	c.GrantReader(project, puller)

@@ -64,7 +64,7 @@ func Executable(path string, digests []string) error {
 		return &Error{Path: path, Element: path, Reason: "it is " + kindOf(info.Mode()) + ", not a program", Remedy: "name the program's own file"}
 	}
 	if !executable(info) {
-		return &Error{Path: path, Element: path, Reason: fmt.Sprintf("it is not executable (mode %v)", info.Mode().Perm()), Remedy: "chmod +x " + quote(path)}
+		return &Error{Path: path, Element: path, Reason: fmt.Sprintf("it is not executable (mode %v)", info.Mode().Perm()), Remedy: "chmod +x " + Quote(path)}
 	}
 	if len(digests) == 0 {
 		return nil
@@ -195,8 +195,8 @@ func kindOf(m fs.FileMode) string {
 	}
 }
 
-// quote makes a path safe to paste into a shell.
-func quote(path string) string {
+// Quote makes a path, or another word, safe to paste into a shell.
+func Quote(path string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+:@%,=", r)
 	}

@@ -37,7 +37,7 @@ func judge(path, at string, info fs.FileInfo, last bool) error {
 	default:
 		return nil
 	}
-	return &Error{Path: path, Element: at, Reason: fmt.Sprintf("can be written by %s (owner uid %d, mode %v)", who, st.Uid, mode), Remedy: remedy + quote(at)}
+	return &Error{Path: path, Element: at, Reason: fmt.Sprintf("can be written by %s (owner uid %d, mode %v)", who, st.Uid, mode), Remedy: remedy + Quote(at)}
 }
 
 // judgeOwner decides on an element's owner, which is all that counts of a symbolic link.
@@ -50,9 +50,9 @@ func judgeOwner(path, at string, info fs.FileInfo) error {
 	if st.Uid == 0 || st.Uid == uid {
 		return nil
 	}
-	remedy := "chown root " + quote(at)
+	remedy := "chown root " + Quote(at)
 	if info.Mode()&fs.ModeSymlink != 0 {
-		remedy = "chown -h root " + quote(at)
+		remedy = "chown -h root " + Quote(at)
 	}
 	reason := fmt.Sprintf("belongs to another user (owner uid %d, mode %v)", st.Uid, info.Mode())
 	if uid != 0 {

@@ -494,10 +494,16 @@ func TestNoSecretOfECRIsInWhatOtherProcessesCanSee(t *testing.T) {
 	if isRoot() && (broker != 1 || backends != 2 || programs != 2) { // others may not read these environments
 		t.Errorf("the secrets' owners show them in %d brokers, %d backends and %d programs, want 1, 2 and 2: does this test see?", broker, backends, programs)
 	}
+	r.noFileHolds()
+}
+
+// noFileHolds looks at what is on disk while backends run.
+func (r *region) noFileHolds() {
+	r.Helper()
 	for _, directory := range []string{r.tmp, "/run/credential-backends"} {
 		for path, text := range contents(directory) {
 			if seen := r.found(text); len(seen) > 0 {
-				t.Errorf("%s holds %v", path, seen)
+				r.Errorf("%s holds %v", path, seen)
 			}
 		}
 	}
@@ -510,47 +516,72 @@ func holds(seen []string, names ...string) bool {
 	})
 }
 
-// TestNoSecretOfECRIsToldByADeath: backends that are ended while they hold their secrets leave neither a trace with one nor a core file.
+// dies ends, by a signal, the backends of a broker that hang with all their secrets in memory: they leave neither a trace with one nor a core file. Named is a provider that the log has to tell of.
+func (r *region) dies(sig syscall.Signal, cmd *exec.Cmd, untilAllHang func(*exec.Cmd), named string) {
+	r.Helper()
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = append(cmd.Env, "GOTRACEBACK=crash")
+	if err := cmd.Start(); err != nil {
+		r.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	untilAllHang(cmd)
+	ended := 0
+	for _, p := range below(cmd.Process.Pid) {
+		if !strings.HasPrefix(p.name, "credential-back") {
+			continue
+		}
+		if most := coreLimit(r.T, p.pid); most > 1 {
+			r.Errorf("%s may write a core file of %d bytes", p.name, most)
+		}
+		if syscall.Kill(p.pid, sig) == nil {
+			ended++
+		}
+	}
+	if ended < 4 {
+		r.Errorf("%d backends were there to be ended", ended)
+	}
+	_ = cmd.Wait()
+	r.clean(outcome{stdout: stdout.String(), stderr: stderr.String()}, false)
+	for _, file := range filesIn(r.dir) {
+		if strings.HasPrefix(filepath.Base(file), "core") {
+			r.Errorf("there is a core file: %s", file)
+		}
+	}
+	if !strings.Contains(stderr.String(), named) {
+		r.Errorf("the log does not tell of the death:\n%s", stderr.String())
+	}
+}
+
+// deaths are the signals that end them.
+var deaths = []syscall.Signal{syscall.SIGKILL, syscall.SIGABRT, syscall.SIGQUIT, syscall.SIGSEGV, syscall.SIGTERM}
+
+// TestNoSecretOfECRIsToldByADeath: backends that are ended while they hold their secrets tell none.
 func TestNoSecretOfECRIsToldByADeath(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGABRT, syscall.SIGQUIT, syscall.SIGSEGV, syscall.SIGTERM} {
+	for _, sig := range deaths {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			r := newRegion(t)
-			cmd := r.hanging("ulimit -c unlimited")
-			var stdout, stderr strings.Builder
-			cmd.Stdout, cmd.Stderr = &stdout, &stderr
-			cmd.Env = append(cmd.Env, "GOTRACEBACK=crash")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = cmd.Process.Kill() }()
-			r.untilAllHang(cmd)
-			ended := 0
-			for _, p := range below(cmd.Process.Pid) {
-				if !strings.HasPrefix(p.name, "credential-back") {
-					continue
-				}
-				if most := coreLimit(t, p.pid); most > 1 {
-					t.Errorf("%s may write a core file of %d bytes", p.name, most)
-				}
-				if syscall.Kill(p.pid, sig) == nil {
-					ended++
-				}
-			}
-			if ended < 4 {
-				t.Errorf("%d backends were there to be ended", ended)
-			}
-			_ = cmd.Wait()
-			r.clean(outcome{stdout: stdout.String(), stderr: stderr.String()}, false)
-			for _, file := range filesIn(r.dir) {
-				if strings.HasPrefix(filepath.Base(file), "core") {
-					t.Errorf("there is a core file: %s", file)
-				}
-			}
-			if !strings.Contains(stderr.String(), "by-keys") {
-				t.Errorf("the log does not tell of the death:\n%s", stderr.String())
-			}
+			r.dies(sig, r.hanging("ulimit -c unlimited"), r.untilAllHang, "by-keys")
 		})
+	}
+}
+
+// seen shows that each secret would be found, and nothing where there is none.
+func (r *region) seen(identity, username, none string) {
+	r.Helper()
+	for name, word := range r.words {
+		for how, text := range map[string]string{
+			"as it is": word, "cut": word[:len(word)/2+12], "base64": base64.StdEncoding.EncodeToString([]byte(username + ":" + word)), "quoted": fmt.Sprintf("%q", "x"+word),
+		} {
+			if len(r.found("a text with "+text+" in it")) == 0 {
+				r.Errorf("%s: the %s is not seen %s", identity, name, how)
+			}
+		}
+	}
+	if seen := r.found(none + strings.Join(r.aws.Environ(), " ")); len(seen) > 0 {
+		r.Errorf("%s: seen where there is none: %v", identity, seen)
 	}
 }
 
@@ -560,18 +591,7 @@ func TestSecretsOfECRAreSeen(t *testing.T) {
 		r := newRegion(t)
 		identity.prepare(r)
 		_ = r.password()
-		for name, word := range r.words {
-			for how, text := range map[string]string{
-				"as it is": word, "cut": word[:len(word)/2+12], "base64": base64.StdEncoding.EncodeToString([]byte("AWS:" + word)), "quoted": fmt.Sprintf("%q", "x"+word),
-			} {
-				if len(r.found("a text with "+text+" in it")) == 0 {
-					t.Errorf("%s: the %s is not seen %s", identity.name, name, how)
-				}
-			}
-		}
-		if seen := r.found(ecrRole + ecrCluster + ecrSubject + ecrImage + strings.Join(r.aws.Environ(), " ")); len(seen) > 0 {
-			t.Errorf("%s: seen where there is none: %v", identity.name, seen)
-		}
+		r.seen(identity.name, "AWS", ecrRole+ecrCluster+ecrSubject+ecrImage)
 	}
 	r := newRegion(t)
 	key := r.secret("key", r.core("key"))

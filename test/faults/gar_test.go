@@ -5,7 +5,6 @@ package faults
 import (
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -13,10 +12,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -467,55 +464,16 @@ func TestNoSecretOfGooglesIsInWhatOtherProcessesCanSee(t *testing.T) {
 	if isRoot() && (broker != 1 || backends != 1) { // others may not read these environments
 		t.Errorf("the secrets' owners show them in %d brokers and %d backends, want 1 and 1: does this test see?", broker, backends)
 	}
-	for _, directory := range []string{g.tmp, "/run/credential-backends"} {
-		for path, text := range contents(directory) {
-			if seen := g.found(text); len(seen) > 0 {
-				t.Errorf("%s holds %v", path, seen)
-			}
-		}
-	}
+	g.noFileHolds()
 }
 
-// TestNoSecretOfGooglesIsToldByADeath: backends that are ended while they hold their secrets leave neither a trace with one nor a core file.
+// TestNoSecretOfGooglesIsToldByADeath: backends that are ended while they hold their secrets tell none.
 func TestNoSecretOfGooglesIsToldByADeath(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGABRT, syscall.SIGQUIT, syscall.SIGSEGV, syscall.SIGTERM} {
+	for _, sig := range deaths {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			g := newGoogle(t)
-			cmd := g.hanging("ulimit -c unlimited")
-			var stdout, stderr strings.Builder
-			cmd.Stdout, cmd.Stderr = &stdout, &stderr
-			cmd.Env = append(cmd.Env, "GOTRACEBACK=crash")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = cmd.Process.Kill() }()
-			g.untilAllHang(cmd)
-			ended := 0
-			for _, p := range below(cmd.Process.Pid) {
-				if !strings.HasPrefix(p.name, "credential-back") {
-					continue
-				}
-				if most := coreLimit(t, p.pid); most > 1 {
-					t.Errorf("%s may write a core file of %d bytes", p.name, most)
-				}
-				if syscall.Kill(p.pid, sig) == nil {
-					ended++
-				}
-			}
-			if ended < 4 {
-				t.Errorf("%d backends were there to be ended", ended)
-			}
-			_ = cmd.Wait()
-			g.clean(outcome{stdout: stdout.String(), stderr: stderr.String()}, false)
-			for _, file := range filesIn(g.dir) {
-				if strings.HasPrefix(filepath.Base(file), "core") {
-					t.Errorf("there is a core file: %s", file)
-				}
-			}
-			if !strings.Contains(stderr.String(), "by-key") {
-				t.Errorf("the log does not tell of the death:\n%s", stderr.String())
-			}
+			g.dies(sig, g.hanging("ulimit -c unlimited"), g.untilAllHang, "by-key")
 		})
 	}
 }
@@ -529,17 +487,6 @@ func TestSecretsOfGooglesAreSeen(t *testing.T) {
 		if len(g.words) < 3 {
 			t.Errorf("%s: only %d secrets", identity.name, len(g.words))
 		}
-		for name, word := range g.words {
-			for how, text := range map[string]string{
-				"as it is": word, "cut": word[:len(word)/2+12], "base64": base64.StdEncoding.EncodeToString([]byte("oauth2accesstoken:" + word)), "quoted": fmt.Sprintf("%q", "x"+word),
-			} {
-				if len(g.found("a text with "+text+" in it")) == 0 {
-					t.Errorf("%s: the %s is not seen %s", identity.name, name, how)
-				}
-			}
-		}
-		if seen := g.found(garPuller + garPool.Audience() + garCluster.Audience() + ecrCluster + ecrSubject + garImage + strings.Join(g.aws.Environ(), " ")); len(seen) > 0 {
-			t.Errorf("%s: seen where there is none: %v", identity.name, seen)
-		}
+		g.seen(identity.name, "oauth2accesstoken", garPuller+garPool.Audience()+garCluster.Audience()+ecrCluster+ecrSubject+garImage)
 	}
 }

@@ -18,20 +18,8 @@ type compared struct {
 // TestTheBrokerBesideTheOfficialProvider asks the same of both, and of the ECR helper. What differs must be declared in the row, and what is declared must differ; the document that shows it
 // must be what this makes of it (-update writes it).
 func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
-	all := rows()
-	results := make([]compared, len(all))
-	var done atomic.Int64
-	t.Run("rows", func(t *testing.T) {
-		for i, r := range all {
-			t.Run(r.section+": "+r.name, func(t *testing.T) {
-				t.Parallel()
-				results[i] = r.compare(t)
-				done.Add(1)
-			})
-		}
-	})
-	if int(done.Load()) != len(all) {
-		t.Log("the document is compared when all rows are run")
+	results, ok := runAll(t, rows(), row.compare)
+	if !ok {
 		return
 	}
 	text := document(results)
@@ -44,6 +32,27 @@ func TestTheBrokerBesideTheOfficialProvider(t *testing.T) {
 	if err != nil || string(committed) != text {
 		t.Errorf("%s is not what comes of the comparison (%v): run `go test -run %s -update` in test/peers, and read what has changed", documentFile, err, t.Name())
 	}
+}
+
+// runAll compares all rows, beside each other; false: only some were asked for, so that there is no document.
+func runAll(t *testing.T, all []row, compare func(row, *testing.T) compared) (results []compared, ok bool) {
+	t.Helper()
+	results = make([]compared, len(all))
+	var done atomic.Int64
+	t.Run("rows", func(t *testing.T) {
+		for i, r := range all {
+			t.Run(r.section+": "+r.name, func(t *testing.T) {
+				t.Parallel()
+				results[i] = compare(r, t)
+				done.Add(1)
+			})
+		}
+	})
+	if int(done.Load()) != len(all) {
+		t.Log("the document is compared when all rows are run")
+		return nil, false
+	}
+	return results, true
 }
 
 func (r row) compare(t *testing.T) compared {

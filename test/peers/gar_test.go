@@ -6,7 +6,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -112,20 +111,8 @@ const garMark = "<!-- From here on made by test/peers: go test -run TestTheBroke
 // TestTheBrokerBesideGooglesHelper asks the same of the broker and of docker-credential-gcr. What differs must be declared in the row, and what is declared must differ; the second part of the document
 // must be what this makes of it (-update writes it).
 func TestTheBrokerBesideGooglesHelper(t *testing.T) {
-	all := garRows()
-	results := make([]compared, len(all))
-	var done atomic.Int64
-	t.Run("rows", func(t *testing.T) {
-		for i, r := range all {
-			t.Run(r.section+": "+r.name, func(t *testing.T) {
-				t.Parallel()
-				results[i] = r.garCompare(t)
-				done.Add(1)
-			})
-		}
-	})
-	if int(done.Load()) != len(all) {
-		t.Log("the document is compared when all rows are run")
+	results, ok := runAll(t, garRows(), row.garCompare)
+	if !ok {
 		return
 	}
 	committed, err := os.ReadFile(garDocument)
