@@ -20,6 +20,7 @@ import (
 	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/files"
 )
 
 // certificateSource is where an external_account file says that the client certificate is. Google's library would ask by an HTTP client of its own making, which knows no proxy of the settings; would read
@@ -62,7 +63,7 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 		if !filepath.IsAbs(path) {
 			return nil, problem(field, "want the absolute path of a file, got %q", path)
 		}
-		content, mode, err := readFile(path)
+		content, mode, err := files.Read(path)
 		if errors.Is(err, fs.ErrNotExist) && field != config {
 			return nil, exchanged(field, path, err)
 		}

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
-	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -358,7 +358,7 @@ func TestClientCertificatesThatFail(t *testing.T) {
 // TestACertificateThatTLSRefuses: it is no outage that the other side does not take it.
 func TestACertificateThatTLSRefuses(t *testing.T) {
 	for text, want := range map[string]bool{"tls: bad certificate": true, "tls: unknown certificate authority": true, "tls: certificate required": true, "tls: internal error": false} {
-		last := exchange{host: "sts.mtls.googleapis.com", err: ask.Unanswered(context.Background(), &url.Error{Op: http.MethodPost, Err: &net.OpError{Op: "remote error", Err: errors.New(text)}})}
+		last := exchange{host: "sts.mtls.googleapis.com", err: remote.Unanswered(context.Background(), &url.Error{Op: http.MethodPost, Err: &net.OpError{Op: "remote error", Err: errors.New(text)}})}
 		b, err := New(t.Context(), Config{})
 		if err != nil {
 			t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -157,14 +158,14 @@ func (c *Config) validate() error {
 		}
 	}
 	for i, host := range c.Hosts {
-		if !validHostPattern(host) {
+		if !hosts.ValidPattern(host) {
 			problem(fmt.Sprintf("hosts[%d]", i), "want the name of a registry in lower case, with at least two labels behind the first one without *, such as *-docker.registry.example, got %q", host)
 		}
 	}
 	if len(c.Hosts) > 0 && c.UniverseDomain == "" {
 		problem("universeDomain", "want the domain of the APIs whose tokens the registries in hosts take, such as %s", defaultUniverse)
 	}
-	if c.UniverseDomain != "" && !validDomain(c.UniverseDomain) {
+	if c.UniverseDomain != "" && !hosts.ValidDomain(c.UniverseDomain) {
 		problem("universeDomain", "want a domain in lower case, such as googleapis.com, got %q", c.UniverseDomain)
 	}
 	if c.Proxy != "" {
@@ -188,25 +189,13 @@ func (a account) validate(field string, required bool) error {
 	return errors.Join(problems...)
 }
 
-// consistsOf reports whether s has from least to most bytes, all of them lower case ASCII letters, digits, or in also. (Regular expressions would have to be compiled in each process.)
-func consistsOf(s, also string, least, most int) bool {
-	return len(s) >= least && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune(also, r)
-	})
-}
-
 // validName is one of a service account's alias, a pool or a provider.
-func validName(s string) bool { return consistsOf(s, "-", 1, 63) }
+func validName(s string) bool { return hosts.ConsistsOf(s, "-", 1, 63) }
 
 // validEmail: what may stand in a URL as a service account's address.
 func validEmail(s string) bool {
 	name, domain, ok := strings.Cut(s, "@")
-	return ok && consistsOf(name, "-.", 1, 64) && validDomain(domain)
-}
-
-func validDomain(s string) bool {
-	labels := strings.Split(s, ".")
-	return len(s) <= 253 && len(labels) > 1 && !slices.ContainsFunc(labels, func(label string) bool { return !consistsOf(label, "-", 1, 63) })
+	return ok && hosts.ConsistsOf(name, "-.", 1, 64) && hosts.ValidDomain(domain)
 }
 
 // validProject: letters, digits and hyphens, 6 to 30 nowadays and fewer of old, and maybe a domain before it (https://cloud.google.com/resource-manager/docs/creating-managing-projects).
@@ -215,17 +204,11 @@ func validProject(s string) bool {
 	if !scoped {
 		domain, id = "", s
 	}
-	return consistsOf(id, "-", 4, 30) && (!scoped || validDomain(domain))
+	return hosts.ConsistsOf(id, "-", 4, 30) && (!scoped || hosts.ValidDomain(domain))
 }
 
 func validProvider(s string) bool {
 	parts := strings.Split(s, "/")
 	return len(parts) == 8 && parts[0] == "projects" && strings.Trim(parts[1], "0123456789") == "" && parts[1] != "" && parts[2] == "locations" && parts[3] == "global" &&
-		parts[4] == "workloadIdentityPools" && consistsOf(parts[5], "-.", 1, 63) && parts[6] == "providers" && validName(parts[7])
-}
-
-// validHostPattern: a "*" may stand in the first label only, so that no pattern is a whole domain of others.
-func validHostPattern(s string) bool {
-	first, rest, _ := strings.Cut(s, ".")
-	return consistsOf(first, "-*", 1, 63) && validDomain(rest)
+		parts[4] == "workloadIdentityPools" && hosts.ConsistsOf(parts[5], "-.", 1, 63) && parts[6] == "providers" && validName(parts[7])
 }

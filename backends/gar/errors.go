@@ -14,6 +14,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // exchange is a question to Google, or to a metadata server, and what came of it.
@@ -96,7 +97,7 @@ func (c *calls) remember(last exchange) bool {
 
 // passing says that the next moment may be better.
 func (e exchange) passing() bool {
-	_, cut := errors.AsType[*ask.CutError](e.err)
+	_, cut := errors.AsType[*remote.CutError](e.err)
 	return e.status >= 500 || cut
 }
 
@@ -115,17 +116,17 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	}
 	resp, err := way.RoundTrip(r)
 	if err != nil {
-		last.err = ask.Unanswered(r.Context(), err)
-		_, last.absent = errors.AsType[*ask.AbsentError](last.err)
+		last.err = remote.Unanswered(r.Context(), err)
+		_, last.absent = errors.AsType[*remote.AbsentError](last.err)
 		return nil, last.err // and not the transport's own: libraries try those again that say they are temporary
 	}
 	last.status, last.date = resp.StatusCode, resp.Header.Get("Date")
-	body, err := io.ReadAll(io.LimitReader(resp.Body, ask.MaxAnswer+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer+1))
 	_ = resp.Body.Close()
 	switch {
 	case err != nil:
-		last.err = ask.Unanswered(r.Context(), err)
-	case len(body) > ask.MaxAnswer:
+		last.err = remote.Unanswered(r.Context(), err)
+	case len(body) > remote.MaxAnswer:
 		last.err = errors.New("the answer is too long")
 	case c.metadata && resp.Header.Get("Metadata-Flavor") != "Google":
 		last.notGoogle = true
@@ -223,7 +224,7 @@ func (e exchange) untrusted() bool {
 
 // distrusted: the other side does not take the certificate that it was shown, or wants one.
 func (e exchange) distrusted() bool {
-	_, ok := errors.AsType[*ask.DistrustError](e.err)
+	_, ok := errors.AsType[*remote.DistrustError](e.err)
 	return ok
 }
 

@@ -12,6 +12,7 @@ import (
 	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/files"
 )
 
 // externalAccount is what is read here of an external_account file (https://google.aip.dev/auth/4117). Google's library reads the rest.
@@ -83,7 +84,7 @@ func (f *tokenFile) SubjectToken(context.Context, *externalaccount.RequestOption
 	problem := func(err error) error {
 		return &subjectError{backends.Unavailable(fmt.Errorf("identity token in credential_source.file %s: %w", f.path, err))}
 	}
-	content, _, err := readFile(f.path)
+	content, _, err := files.Read(f.path)
 	if err != nil {
 		return "", problem(err)
 	}

@@ -5,24 +5,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
-	"syscall"
 
 	"cloud.google.com/go/auth"
 	"cloud.google.com/go/auth/credentials"
 	"cloud.google.com/go/auth/credentials/externalaccount"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/files"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
-
-// maxFile bounds a file of credentials, in bytes.
-const maxFile = 1 << 20
 
 // file is a file of Google credentials (https://google.aip.dev/auth/4110 and those that it refers to).
 type file struct {
@@ -43,7 +39,7 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	misconfigured := func(format string, args ...any) error {
 		return backends.InvalidConfig(field, "credentials of %s (%s): %w", path, from, fmt.Errorf(format, args...))
 	}
-	content, mode, err := readFile(path)
+	content, mode, err := files.Read(path)
 	if err != nil {
 		return nil, misconfigured("%w", err)
 	}
@@ -76,34 +72,6 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account") // what it has in their place may be a secret
 	}
 	return f, nil
-}
-
-// readFile reads a regular file within bounds: another kind may never end. Its error is about the file, and does not name it.
-func readFile(path string) (content []byte, mode fs.FileMode, err error) {
-	defer func() {
-		if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-			err = pathErr.Err
-		}
-	}()
-	opened, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
-	if err != nil {
-		return nil, 0, err
-	}
-	defer opened.Close()
-	info, err := opened.Stat()
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, errors.New("it is no regular file")
-	}
-	if content, err = io.ReadAll(io.LimitReader(opened, maxFile+1)); err != nil {
-		return nil, 0, err
-	}
-	if len(content) > maxFile {
-		return nil, 0, errors.New("it has more than a megabyte, which no file of credentials has")
-	}
-	return content, info.Mode(), nil
 }
 
 // warnIfReadable warns of a file with a secret that everybody can read.
@@ -211,7 +179,7 @@ func (f *file) advice(last exchange) string {
 
 func (f *file) universe(context.Context) (string, error) {
 	switch {
-	case f.domain != "" && !validDomain(f.domain):
+	case f.domain != "" && !hosts.ValidDomain(f.domain):
 		return "", backends.InvalidConfig("", "credentials of %s: universe_domain is %q, which is no domain", f.path, remote.Cut(f.domain))
 	case f.domain != "":
 		return f.domain, nil

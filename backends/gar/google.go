@@ -10,7 +10,7 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -19,7 +19,7 @@ type google struct {
 	cfg       *Config
 	web       webidentity.Source // nil: not used
 	transport *http.Transport
-	// link is the way to the metadata server, whatever its address: no proxy has business there, which would see the token, or answer with its own machine's.
+	// link is the way to the metadata server, whatever its address.
 	link *http.Transport
 
 	now   func() time.Time
@@ -40,8 +40,8 @@ func newGoogle(c *Config) (*google, error) {
 		}
 		g.web = web
 	}
-	g.transport = ask.Transport(string(c.Proxy))
-	choose, patient, hasty := g.transport.Proxy, g.transport.DialContext, &net.Dialer{Timeout: connectTimeout}
+	g.transport = remote.Transport(string(c.Proxy))
+	choose, patient, hasty := g.transport.Proxy, g.transport.DialContext, &net.Dialer{Timeout: remote.LinkConnectTimeout}
 	g.transport.Proxy = func(r *http.Request) (*url.URL, error) {
 		if isMetadata(r.URL.Hostname()) {
 			return nil, nil //nolint:nilnil // net/http's way to say: no proxy
@@ -54,12 +54,9 @@ func newGoogle(c *Config) (*google, error) {
 		}
 		return patient(ctx, network, address)
 	}
-	g.link = &http.Transport{DialContext: hasty.DialContext, DisableCompression: true, MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, MaxResponseHeaderBytes: 64 << 10}
+	g.link = remote.LinkTransport()
 	return g, nil
 }
-
-// connectTimeout is for metadata servers: they are on the machine's own link, so one that has not taken the connection by then is not there.
-const connectTimeout = time.Second
 
 // linkTimeout bounds a question to one of them, which may have to ask its cloud first. On EC2, one from behind too many hops is never answered.
 const linkTimeout = 4 * time.Second

@@ -1,11 +1,11 @@
 package gar
 
 import (
-	"path"
 	"strings"
 	"unicode"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 )
 
 // registry is what an image's name says of its registry.
@@ -24,14 +24,14 @@ type registry struct {
 	container bool
 }
 
-// parseHost tells which registry of Google's the image is in; false: none. Hosts are patterns of further ones, in the universe.
+// parseHost tells which registry of Google's the image is in; false: none. Further are patterns of further ones, in the universe.
 //
 // Names follow https://cloud.google.com/artifact-registry/docs/repositories/repo-locations, and for regional endpoints …/docs/repositories/regional-endpoints. No other name below google.com or
 // googleapis.com is a registry; a token is worth something to whoever gets it, so that nothing is guessed.
-func parseHost(image backends.Image, hosts []string, universe string) (registry, bool) {
+func parseHost(image backends.Image, further []string, universe string) (registry, bool) {
 	r := registry{host: image.Host(), universe: defaultUniverse}
 	name := strings.TrimSuffix(strings.ToLower(r.host), ":443")
-	if !validDomain(name) || strings.ContainsFunc(r.host, func(r rune) bool { return r > unicode.MaxASCII }) { // some of which are ASCII in lower case
+	if !hosts.ValidDomain(name) || strings.ContainsFunc(r.host, func(r rune) bool { return r > unicode.MaxASCII }) { // some of which are ASCII in lower case
 		return registry{}, false
 	}
 	_, rest, _ := strings.Cut(string(image), "/")
@@ -51,7 +51,7 @@ func parseHost(image backends.Image, hosts []string, universe string) (registry,
 		r.container = true
 	case len(labels) == 3 && labels[1] == "gcr" && labels[2] == "io" && validName(labels[0]):
 		r.container = true
-	case isOneOf(hosts, name):
+	case hosts.Match(further, name):
 		r.universe = universe
 	default:
 		return registry{}, false
@@ -69,13 +69,4 @@ func projectOf(segments []string) (project string, rest []string) {
 		return segments[0] + ":" + segments[1], segments[2:]
 	}
 	return segments[0], segments[1:]
-}
-
-func isOneOf(patterns []string, host string) bool {
-	for _, pattern := range patterns {
-		if ok, err := path.Match(pattern, host); err == nil && ok && strings.Count(pattern, ".") == strings.Count(host, ".") {
-			return true
-		}
-	}
-	return false
 }

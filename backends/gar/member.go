@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/proto/trust"
@@ -118,7 +119,7 @@ func (f *federation) member(ctx context.Context) member {
 	switch {
 	case err != nil || claims.Subject == "":
 		return federated(f.audience, "SUBJECT")
-	case cluster && validName(claims.Namespace) && consistsOf(claims.ServiceAccount, "-.", 1, 253):
+	case cluster && validName(claims.Namespace) && hosts.ConsistsOf(claims.ServiceAccount, "-.", 1, 253):
 		project, _, _ = strings.Cut(project, ".svc.id.goog:")
 		name := func(number string) string {
 			return "principal://iam.googleapis.com/projects/" + number + "/locations/global/workloadIdentityPools/" + project + ".svc.id.goog/subject/ns/" + claims.Namespace + "/sa/" + claims.ServiceAccount

@@ -13,6 +13,7 @@ import (
 	"cloud.google.com/go/compute/metadata"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 )
 
 const (
@@ -78,7 +79,7 @@ func (m *metadataServer) universe(ctx context.Context) (string, error) {
 	if domain = strings.TrimSpace(domain); domain == "" {
 		return defaultUniverse, nil
 	}
-	if !validDomain(domain) {
+	if !hosts.ValidDomain(domain) {
 		return "", backends.Unavailable(errors.New("universe domain from Google's metadata server: the answer is no domain"))
 	}
 	return domain, nil

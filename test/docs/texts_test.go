@@ -29,7 +29,7 @@ var errorTables = []struct {
 	only, without []string
 }{
 	{
-		doc: "docs/backends/gar.md", heading: "## What every error means", least: 60, packages: []string{"backends/gar", "backends/gar/internal/ask", "backends/internal/kept", "backends/internal/remote"}, others: []string{"proto/trust", "backends/child"},
+		doc: "docs/backends/gar.md", heading: "## What every error means", least: 60, packages: []string{"backends/gar", "backends/internal/files", "backends/internal/kept", "backends/internal/remote"}, others: []string{"proto/trust", "backends/child"},
 		without: garCheck,
 	},
 	{doc: "docs/backends/gar.md", heading: "### What a check says", least: 20, packages: []string{"backends/gar"}, only: garCheck},

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/api/option"
 
 	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 // maxQuestion bounds a question, in bytes.
@@ -54,7 +55,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 func newClient(ctx context.Context, q ask.Question) (*artifactregistry.Client, error) {
 	return artifactregistry.NewRESTClient(ctx,
 		option.WithHTTPClient(&http.Client{
-			Transport:     &way{ask.Transport(q.Proxy), q.Token},
+			Transport:     &way{remote.Transport(q.Proxy), q.Token},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token would be sent to wherever one points
 		}),
 		option.WithEndpoint(q.Endpoint),
@@ -77,7 +78,7 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{io.LimitReader(resp.Body, ask.MaxAnswer), resp.Body}
+		}{io.LimitReader(resp.Body, remote.MaxAnswer), resp.Body}
 	}
 	return resp, err
 }
@@ -123,7 +124,7 @@ func failure(ctx context.Context, err error) *ask.Failure {
 	if _, ok := errors.AsType[*url.Error](err); !ok && ctx.Err() == nil { // there was an answer, which the library cannot read
 		return &ask.Failure{Status: http.StatusOK}
 	}
-	err = ask.Unanswered(ctx, err)
+	err = remote.Unanswered(ctx, err)
 	if untrusted, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return &ask.Failure{Text: untrusted.Err.Error(), Untrusted: true}
 	}

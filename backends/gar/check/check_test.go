@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
 const token = "ya29.a-token"
@@ -64,7 +65,7 @@ func TestTheTokenStaysHere(t *testing.T) {
 
 // TestFailures: what is told of an answer, and what is not.
 func TestFailures(t *testing.T) {
-	long := `{"name": "` + strings.Repeat("x", ask.MaxAnswer) + `"}`
+	long := `{"name": "` + strings.Repeat("x", remote.MaxAnswer) + `"}`
 	for name, test := range map[string]struct {
 		status int
 		body   string

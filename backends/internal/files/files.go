@@ -1,0 +1,41 @@
+// Package files reads files that have credentials in them. It knows no format.
+package files
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// maxFile bounds a file of credentials, in bytes.
+const maxFile = 1 << 20
+
+// Read reads a regular file within bounds: another kind may never end. Its error is about the file, and does not name it.
+func Read(path string) (content []byte, mode fs.FileMode, err error) {
+	defer func() {
+		if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+			err = pathErr.Err
+		}
+	}()
+	opened, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
+	if err != nil {
+		return nil, 0, err
+	}
+	defer opened.Close()
+	info, err := opened.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("it is no regular file")
+	}
+	if content, err = io.ReadAll(io.LimitReader(opened, maxFile+1)); err != nil {
+		return nil, 0, err
+	}
+	if len(content) > maxFile {
+		return nil, 0, errors.New("it has more than a megabyte, which no file of credentials has")
+	}
+	return content, info.Mode(), nil
+}

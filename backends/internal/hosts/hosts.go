@@ -1,0 +1,37 @@
+// Package hosts judges names of hosts, and the patterns by which settings name registries. It knows none.
+package hosts
+
+import (
+	"path"
+	"slices"
+	"strings"
+)
+
+// ConsistsOf reports whether s has from least to most bytes, all of them lower case ASCII letters, digits, or in also. (Regular expressions would have to be compiled in each process.)
+func ConsistsOf(s, also string, least, most int) bool {
+	return len(s) >= least && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune(also, r)
+	})
+}
+
+// ValidDomain takes a domain in lower case, of two labels at least.
+func ValidDomain(s string) bool {
+	labels := strings.Split(s, ".")
+	return len(s) <= 253 && len(labels) > 1 && !slices.ContainsFunc(labels, func(label string) bool { return !ConsistsOf(label, "-", 1, 63) })
+}
+
+// ValidPattern: a "*" may stand in the first label only, so that no pattern is a whole domain of others.
+func ValidPattern(s string) bool {
+	first, rest, _ := strings.Cut(s, ".")
+	return ConsistsOf(first, "-*", 1, 63) && ValidDomain(rest)
+}
+
+// Match says whether one of the patterns is for the host, label by label.
+func Match(patterns []string, host string) bool {
+	for _, pattern := range patterns {
+		if ok, err := path.Match(pattern, host); err == nil && ok && strings.Count(pattern, ".") == strings.Count(host, ".") {
+			return true
+		}
+	}
+	return false
+}
