@@ -3,61 +3,29 @@ package cloud
 import (
 	"cmp"
 	"encoding/hex"
-	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 )
-
-// ManagedIdentity is a managed identity of Azure. Ids that are empty are made up.
-type ManagedIdentity struct {
-	ClientID, ObjectID, ResourceID string
-	// System: system-assigned, else user-assigned.
-	System bool
-}
-
-// Application is an app registration of the tenant: a resource that tokens can be for.
-type Application struct {
-	// URI is its application ID URI. The audience of its tokens, unless V2.
-	URI string
-	// ClientID is its client id. Empty: made up.
-	ClientID string
-	// V2: it accepts access tokens of version 2.0, whose issuer and audience are others.
-	V2 bool
-}
 
 // AzureInstance is the instance metadata service of a virtual machine of Azure, as far as managed identities go
 // (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token).
 type AzureInstance struct {
-	c      *Cloud
-	url    string
-	tenant string
+	*identities
 
-	mu           sync.Mutex
-	identities   []ManagedIdentity
-	applications []Application
+	mu  sync.Mutex
+	url string
 }
 
-// AzureInstance starts a metadata service. Its tenant has Azure's own resources, and those of AddApplication.
-func (c *Cloud) AzureInstance(identities ...ManagedIdentity) *AzureInstance {
-	a := &AzureInstance{c: c, tenant: newUUID()}
-	a.AddApplication(Application{URI: "https://management.azure.com/"})
-	a.AddApplication(Application{URI: "https://containerregistry.azure.net"})
-	a.AddApplication(Application{URI: "api://AzureADTokenExchange", ClientID: "fb60f99c-7a34-4190-8149-302f77469936"})
-	for i, id := range identities {
-		id.ClientID, id.ObjectID = cmp.Or(id.ClientID, newUUID()), cmp.Or(id.ObjectID, newUUID())
-		if id.ResourceID == "" {
-			group := "/subscriptions/" + newUUID() + "/resourceGroups/test/providers/"
-			if id.ResourceID = group + "Microsoft.ManagedIdentity/userAssignedIdentities/identity" + strconv.Itoa(i); id.System {
-				id.ResourceID = group + "Microsoft.Compute/virtualMachines/node-1"
-			}
-		}
-		a.identities = append(a.identities, id)
-	}
-	c.AddIssuer(a.Issuer(false))
-	c.AddIssuer(a.Issuer(true))
+// AzureInstance starts a metadata service in a tenant of its own.
+func (c *Cloud) AzureInstance(ids ...ManagedIdentity) *AzureInstance {
+	return c.AzureInstanceIn(c.AddEntraTenant(EntraTenant{}).ID, ids...)
+}
+
+// AzureInstanceIn starts a metadata service in a tenant.
+func (c *Cloud) AzureInstanceIn(tenantID string, ids ...ManagedIdentity) *AzureInstance {
+	a := &AzureInstance{identities: c.addIdentities(tenantID, "Microsoft.Compute/virtualMachines/node-1", ids)}
 	a.url = c.mustListen("azure-metadata", a)
 	return a
 }
@@ -69,39 +37,28 @@ func newUUID() string {
 }
 
 // URL is its address.
-func (a *AzureInstance) URL() string { return a.url }
+func (a *AzureInstance) URL() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.url
+}
 
 // Environ points what goes by the variable of the Azure SDKs to it.
 func (a *AzureInstance) Environ() []string {
-	return []string{"AZURE_POD_IDENTITY_AUTHORITY_HOST=" + a.url}
+	return []string{"AZURE_POD_IDENTITY_AUTHORITY_HOST=" + a.URL()}
 }
 
-// Tenant is the tenant's id.
-func (a *AzureInstance) Tenant() string { return a.tenant }
-
-// Issuer is the issuer of the tenant's access tokens of version 1.0 or 2.0.
-func (a *AzureInstance) Issuer(v2 bool) string {
-	if v2 {
-		return "https://login.microsoftonline.com/" + a.tenant + "/v2.0"
-	}
-	return "https://sts.windows.net/" + a.tenant + "/"
-}
-
-// AddApplication makes an app registration in the tenant, and gives it with its ids.
-func (a *AzureInstance) AddApplication(app Application) Application {
-	app.ClientID = cmp.Or(app.ClientID, newUUID())
+func (a *AzureInstance) move(url string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.applications = append(a.applications, app)
-	return app
+	a.url = url
 }
 
-// Identities are the machine's managed identities.
-func (a *AzureInstance) Identities() []ManagedIdentity {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return append([]ManagedIdentity(nil), a.identities...)
-}
+// Absent makes it as on a machine outside Azure: nobody answers. On Linux not even a connection is made.
+func (a *AzureInstance) Absent() { a.move(a.c.unreachable()) }
+
+// Refuse makes it as on a machine outside Azure whose network says so: connections are refused.
+func (a *AzureInstance) Refuse() { a.move(a.c.refusing()) }
 
 // ServeHTTP is the metadata service.
 func (a *AzureInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -109,74 +66,106 @@ func (a *AzureInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/metadata/identity/oauth2/token" {
 		entryOf(r).operation("token")
 	}
-	if a.c.faulty(w, r, "azure-metadata", entryOf(r).name(), func(f Fault) {
-		a.refuse(w, r, cmp.Or(f.Status, http.StatusTooManyRequests), cmp.Or(f.Code, "too_many_requests"), "Too many requests")
-	}) {
+	if a.c.faulty(w, r, "azure-metadata", entryOf(r).name(), func(f Fault) { writeIMDS(w, r, identityFault(f)) }) {
 		return
 	}
 	query := r.URL.Query()
+	invalid := func(text string) { writeIMDS(w, r, refusal{http.StatusBadRequest, "invalid_request", text}) }
 	switch {
 	case !strings.EqualFold(r.Header.Get("Metadata"), "true"):
-		a.refuse(w, r, http.StatusBadRequest, "bad_request_102", "Required metadata header not specified")
+		writeIMDS(w, r, refusal{http.StatusBadRequest, "bad_request_102", "Required metadata header not specified"})
 	case r.Header.Get("X-Forwarded-For") != "":
-		a.refuse(w, r, http.StatusBadRequest, "invalid_request", "Requests with an X-Forwarded-For header are not served")
+		invalid("Requests with an X-Forwarded-For header are not served")
 	case r.URL.Path != "/metadata/identity/oauth2/token":
-		a.refuse(w, r, http.StatusNotFound, "unknown_source", "Unknown source "+r.URL.Path)
+		writeIMDS(w, r, refusal{http.StatusNotFound, "unknown_source", "Unknown source " + r.URL.Path})
 	case r.Method != http.MethodGet:
-		a.refuse(w, r, http.StatusMethodNotAllowed, "invalid_request", "Method not allowed")
+		writeIMDS(w, r, refusal{http.StatusMethodNotAllowed, "invalid_request", "Method not allowed"})
 	case query.Get("api-version") == "":
-		a.refuse(w, r, http.StatusBadRequest, "invalid_request", "Required query variable 'api-version' is missing")
+		invalid("Required query variable 'api-version' is missing")
 	case query.Get("api-version") < "2018-02-01":
-		a.refuse(w, r, http.StatusBadRequest, "invalid_request", "The api-version is not supported")
+		invalid("The api-version is not supported")
 	case query.Get("resource") == "":
-		a.refuse(w, r, http.StatusBadRequest, "invalid_request", "Required query variable 'resource' is missing")
+		invalid("Required query variable 'resource' is missing")
 	default:
-		a.token(w, r)
-	}
-}
-
-func (a *AzureInstance) token(w http.ResponseWriter, r *http.Request) {
-	id, problem := a.identity(r)
-	if problem != "" {
-		a.refuse(w, r, http.StatusBadRequest, "invalid_request", problem)
-		return
-	}
-	entryOf(r).principal(id.ClientID)
-	resource := r.URL.Query().Get("resource")
-	app, ok := a.application(resource)
-	if !ok {
-		a.refuse(w, r, http.StatusBadRequest, "invalid_resource", fmt.Sprintf(
-			"AADSTS500011: The resource principal named %s was not found in the tenant named %s. Trace ID: %s", resource, a.tenant, newUUID()))
-		return
-	}
-	now := a.c.Now()
-	expires := now.Add(24 * time.Hour)
-	claims := map[string]any{
-		"iat": now.Unix(), "nbf": now.Unix(), "exp": expires.Unix(), "tid": a.tenant, "oid": id.ObjectID, "sub": id.ObjectID, "idtyp": "app", "uti": random(22),
-		"xms_mirid": id.ResourceID,
-	}
-	if app.V2 {
-		claims["aud"], claims["ver"], claims["azp"], claims["azpacr"] = app.ClientID, "2.0", id.ClientID, "2"
-	} else {
-		claims["aud"], claims["ver"], claims["appid"], claims["appidacr"] = resource, "1.0", id.ClientID, "2"
-		claims["idp"] = a.Issuer(false)
-		if resource == "api://AzureADTokenExchange" {
-			claims["aud"] = app.ClientID
+		id, problem := a.find(query.Get("client_id"), cmp.Or(query.Get("object_id"), query.Get("principal_id")), cmp.Or(query.Get("msi_res_id"), query.Get("mi_res_id")))
+		if problem != "" {
+			invalid(problem)
+			return
 		}
+		answer, no := a.token(r, id, query.Get("resource"))
+		if no != nil {
+			writeIMDS(w, r, *no)
+			return
+		}
+		writeJSON(w, http.StatusOK, answer)
 	}
-	seconds := strconv.FormatInt(int64(expires.Sub(now).Seconds()), 10)
-	writeJSON(w, http.StatusOK, map[string]string{
-		"access_token": a.c.AddIssuer(a.Issuer(app.V2)).Token(claims), "client_id": id.ClientID, "expires_in": seconds, "ext_expires_in": seconds,
-		"expires_on": strconv.FormatInt(expires.Unix(), 10), "not_before": strconv.FormatInt(now.Unix(), 10), "resource": resource, "token_type": "Bearer",
-	})
 }
 
-// identity is the one that the request means, or what is wrong with it.
-func (a *AzureInstance) identity(r *http.Request) (found ManagedIdentity, problem string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	query := r.URL.Query()
-	client, object, resource := query.Get("client_id"), cmp.Or(query.Get("object_id"), query.Get("principal_id")), cmp.Or(query.Get("msi_res_id"), query.Get("mi_res_id"))
+// identityFault is a fault as those who give managed identities their tokens word it.
+func identityFault(f Fault) refusal {
+	return refusal{cmp.Or(f.Status, http.StatusTooManyRequests), cmp.Or(f.Code, "too_many_requests"), "Too many requests"}
+}
+
+func writeIMDS(w http.ResponseWriter, r *http.Request, no refusal) {
+	entryOf(r).code(no.code)
+	writeJSON(w, no.status, map[string]string{"error": no.code, "error_description": no.message})
+}
+
+// ManagedIdentity is a managed identity of Azure. Ids that are empty are made up.
+type ManagedIdentity struct {
+	ClientID, ObjectID, ResourceID string
+	// System: system-assigned, else user-assigned.
+	System bool
+}
+
+// identities are the managed identities that something in Azure has.
+type identities struct {
+	c   *Cloud
+	t   *tenant
+	all []ManagedIdentity
+}
+
+// addIdentities makes managed identities in a tenant. A system-assigned one is the resource itself.
+func (c *Cloud) addIdentities(tenantID, resource string, ids []ManagedIdentity) *identities {
+	m := &identities{c: c, t: c.tenantUnder("", tenantID)}
+	if m.t == nil {
+		panic("there is no tenant " + tenantID)
+	}
+	group := "/subscriptions/" + newUUID() + "/resourceGroups/test/providers/"
+	for i, id := range ids {
+		if id.ResourceID == "" {
+			if id.ResourceID = group + "Microsoft.ManagedIdentity/userAssignedIdentities/identity" + strconv.Itoa(i); id.System {
+				id.ResourceID = group + resource
+			}
+		}
+		p := c.addPrincipal(tenantID, servicePrincipal{ServicePrincipal: ServicePrincipal{ClientID: id.ClientID, ObjectID: id.ObjectID}, resource: id.ResourceID})
+		id.ClientID, id.ObjectID = p.ClientID, p.ObjectID
+		m.all = append(m.all, id)
+	}
+	return m
+}
+
+// Tenant is the tenant's id.
+func (m *identities) Tenant() string { return m.t.ID }
+
+// Issuer is the issuer of the tenant's access tokens of version 1.0 or 2.0.
+func (m *identities) Issuer(v2 bool) string {
+	if v2 {
+		return m.t.v2.URL()
+	}
+	return m.t.v1.URL()
+}
+
+// AddApplication makes an app registration in the tenant, and gives it with its ids.
+func (m *identities) AddApplication(app Application) Application {
+	return m.c.AddApplication(m.t.ID, app)
+}
+
+// Identities are the managed identities.
+func (m *identities) Identities() []ManagedIdentity { return append([]ManagedIdentity(nil), m.all...) }
+
+// find is the one that a request means, by one of its ids or by none, or what is wrong with it.
+func (m *identities) find(client, object, resource string) (found ManagedIdentity, problem string) {
 	given := 0
 	for _, v := range []string{client, object, resource} {
 		if v != "" {
@@ -187,7 +176,7 @@ func (a *AzureInstance) identity(r *http.Request) (found ManagedIdentity, proble
 		return found, "Only one of client_id, object_id and msi_res_id may be given"
 	}
 	user := 0
-	for _, id := range a.identities {
+	for _, id := range m.all {
 		switch {
 		case client != "" && strings.EqualFold(client, id.ClientID), object != "" && strings.EqualFold(object, id.ObjectID), resource != "" && strings.EqualFold(resource, id.ResourceID):
 			return id, ""
@@ -207,18 +196,29 @@ func (a *AzureInstance) identity(r *http.Request) (found ManagedIdentity, proble
 	}
 }
 
-func (a *AzureInstance) application(resource string) (Application, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, app := range a.applications {
-		if strings.TrimSuffix(app.URI, "/") == strings.TrimSuffix(resource, "/") || strings.EqualFold(app.ClientID, resource) {
-			return app, true
-		}
+// token gets an identity's token from Entra, with what all who give them out say of it.
+func (m *identities) token(r *http.Request, id ManagedIdentity, resource string) (map[string]string, *refusal) {
+	entryOf(r).principal(id.ClientID)
+	resource = strings.TrimSuffix(resource, "/.default")
+	app, known := m.c.application(m.t, resource)
+	p, there := m.c.principal(m.t, id.ClientID)
+	var no *aadsts
+	switch {
+	case !there:
+		no = unknownApplication(id.ClientID, m.t)
+	case p.Disabled:
+		no = disabled(p)
+	case !known:
+		no = unknownResource(resource, m.t)
 	}
-	return Application{}, false
-}
-
-func (a *AzureInstance) refuse(w http.ResponseWriter, r *http.Request, status int, code, text string) {
-	entryOf(r).code(code)
-	writeJSON(w, status, map[string]string{"error": code, "error_description": text})
+	if no != nil {
+		text, _ := no.answer(m.c, r)["error_description"].(string)
+		return nil, &refusal{no.status, no.code, text}
+	}
+	now := m.c.Now()
+	seconds := strconv.Itoa(int(identityLife.Seconds()))
+	return map[string]string{
+		"access_token": m.c.entraToken(m.t, p, app, resource, "2", identityLife), "client_id": id.ClientID, "expires_in": seconds, "ext_expires_in": seconds,
+		"expires_on": strconv.FormatInt(now.Add(identityLife).Unix(), 10), "not_before": strconv.FormatInt(now.Unix(), 10), "resource": resource, "token_type": "Bearer",
+	}, nil
 }

@@ -40,6 +40,8 @@ type Cloud struct {
 	faults        []*Fault
 	aws           iam
 	google        googleIAM
+	entra         entra
+	acr           acr
 	issuers       map[string]*Issuer   // by URL
 	registries    map[string]*registry // by region and account
 	registryHosts map[string]*registry
@@ -50,7 +52,7 @@ type Cloud struct {
 type Request struct {
 	// Host is the name, without port, under which the service was asked.
 	Host string
-	// Service is "sts", "ecr", "ecr-public", "imds", "container", "google-oauth", "google-sts", "google-iam", "google-artifacts", "google-metadata", "registry", "issuer" and so on; "proxy" for what
+	// Service is "sts", "ecr", "ecr-public", "imds", "container", "google-oauth", "google-sts", "google-iam", "google-artifacts", "google-metadata", "entra", "acr", "azure-metadata", "registry", "issuer" and so on; "proxy" for what
 	// the proxy refused to carry.
 	Service string
 	// Operation is the API's name for it, or method and path where the API has none.
@@ -93,6 +95,7 @@ func (c *Cloud) start() error {
 	}
 	c.startAWS()
 	c.startGoogle()
+	c.startAzure()
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,14 +33,18 @@ type Issuer struct {
 }
 
 // AddIssuer makes an issuer, or gives the one that is there. The URL is https; a path is fine.
-func (c *Cloud) AddIssuer(issuerURL string) *Issuer {
+func (c *Cloud) AddIssuer(issuerURL string) *Issuer { return c.addIssuer(issuerURL, nil) }
+
+// addIssuer is AddIssuer for an issuer that signs with the key of another one, unless that is nil.
+func (c *Cloud) addIssuer(issuerURL string, like *Issuer) *Issuer {
 	c.mu.Lock()
-	i, first := c.issuers[issuerURL], true
+	i := c.issuers[issuerURL]
 	u, err := url.Parse(issuerURL)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		c.mu.Unlock()
 		panic("an issuer's URL is https://…, not " + issuerURL)
 	}
+	first := c.entra.authorities[u.Host] == nil // which publishes its tenants' keys itself, and other issuers' too
 	for known := range c.issuers {
 		if k, err := url.Parse(known); err == nil && k.Host == u.Host {
 			first = false
@@ -47,7 +52,11 @@ func (c *Cloud) AddIssuer(issuerURL string) *Issuer {
 	}
 	if i == nil {
 		i = &Issuer{c: c, url: issuerURL}
-		i.Rotate()
+		if like == nil {
+			i.Rotate()
+		} else {
+			i.key, i.algorithm, i.keys.Keys = like.key, like.algorithm, slices.Clone(like.keys.Keys)
+		}
 		c.issuers[issuerURL] = i
 	}
 	c.mu.Unlock()
@@ -193,6 +202,25 @@ func (c *Cloud) verifyToken(token, issuer string) (map[string]any, error) {
 		return nil, err
 	}
 	found := keys.Key(parsed.Signatures[0].Header.KeyID)
+	if len(found) == 0 {
+		return nil, errNoKey
+	}
+	payload, err := parsed.Verify(found[0])
+	if err != nil {
+		return nil, errWrongSignature
+	}
+	return decodeClaims(payload)
+}
+
+// verify verifies a token that the issuer itself has to judge, and gives its claims. Its times are the caller's to judge.
+func (i *Issuer) verify(token string) (map[string]any, error) {
+	parsed, err := parseToken(token)
+	if err != nil {
+		return nil, errNotAToken
+	}
+	i.mu.Lock()
+	found := i.keys.Key(parsed.Signatures[0].Header.KeyID)
+	i.mu.Unlock()
 	if len(found) == 0 {
 		return nil, errNoKey
 	}

@@ -140,7 +140,13 @@ func (c *Cloud) Pull(image, username, password string) error {
 	c.mu.Lock()
 	g := c.registryHosts[host]
 	c.mu.Unlock()
+	azure, isAzure := c.azureHost(strings.ToLower(host))
 	switch {
+	case isAzure:
+		var caller acrCaller
+		if caller, no = c.acrLogin(azure, username, password); no == nil {
+			no = azure.pullFromAzure(name, caller)
+		}
 	case slices.Contains(publicHosts(), host):
 		if username != "" || password != "" {
 			_, no = c.authenticate(username, password, nil)
