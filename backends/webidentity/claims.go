@@ -22,6 +22,8 @@ type Claims struct {
 	AuthorizedParty string
 	// Expires is zero where the token does not tell.
 	Expires time.Time
+	// TenantID and ObjectID are of a token of Microsoft Entra ID: tid and oid.
+	TenantID, ObjectID string
 	// Namespace, ServiceAccount and UID are of a Kubernetes service account token.
 	Namespace, ServiceAccount, UID string
 }
@@ -64,7 +66,9 @@ func ParseClaims(token string) (Claims, error) {
 		}
 		c.Expires = time.Unix(int64(math.Floor(seconds)), 0)
 	}
-	// A Kubernetes token's own claims, which another issuer may use otherwise: not an error.
+	// An issuer's own claims, which another may use otherwise: not an error.
+	_ = decode(claims["tid"], &c.TenantID)
+	_ = decode(claims["oid"], &c.ObjectID)
 	if cluster, ok := objectOf(claims["kubernetes.io"]); ok {
 		if account, ok := objectOf(cluster["serviceaccount"]); ok {
 			_ = decode(cluster["namespace"], &c.Namespace)

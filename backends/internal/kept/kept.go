@@ -66,6 +66,15 @@ func (t *Tokens[K, T]) Get(ctx context.Context, key K, latest time.Time, ask fun
 	return fresh, nil
 }
 
+// Forget has the next request ask for the token again: whoever it is for does not take the one that is kept.
+func (t *Tokens[K, T]) Forget(key K) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[key]; e != nil {
+		e.until = time.Time{}
+	}
+}
+
 func (t *Tokens[K, T]) valid(e *entry[T], now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
