@@ -112,11 +112,11 @@ func TestIdentityBindings(t *testing.T) {
 		}, false, "it has no certificate in PEM", misconfigured},
 		"another CA": {func(_ *testing.T, b *cloud.IdentityBinding, own *Config) {
 			own.IdentityBindings = &IdentityBindings{TokenProxy: b.URL(), SNIName: b.SNIName()}
-		}, false, "certificate", refused},
+		}, false, "the cluster's endpoint shows another certificate: see identityBindings.sniName and caFile", refused},
 		"not bound": {func(t *testing.T, b *cloud.IdentityBinding, own *Config) {
 			setenv(t, b.Environ()...)
 			own.IdentityBindings, own.PodClientID = &IdentityBindings{}, aClient
-		}, false, "token of client ID " + aClient, refused},
+		}, false, "access_denied (HTTP status 403): no identity binding of the cluster lets this service account use it", refused},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, tenant := setUp(t)
