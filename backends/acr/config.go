@@ -168,7 +168,7 @@ func (c *Config) validate() error {
 	for i := range c.Identities {
 		entry := &c.Identities[i]
 		field := fmt.Sprintf("identities[%d].", i)
-		entry.Identity.validate(field, &p)
+		entry.validate(field, &p)
 		if len(entry.Registries) == 0 {
 			p.add(field+"registries", "want the registries that this identity is for")
 		}
@@ -262,8 +262,11 @@ func (i *Identity) validate(field string, p *problems) {
 		p.add(field+"clientID", "want the client ID of an application, a UUID, got %q", i.ClientID)
 	}
 	for _, f := range []struct{ name, path string }{
-		{"clientSecretFile", i.ClientSecretFile}, {"clientCertificateFile", i.ClientCertificateFile}, {"clientCertificatePasswordFile", i.ClientCertificatePasswordFile},
-		{"federatedTokenFile", i.FederatedTokenFile}, {"azureConfigFile", i.AzureConfigFile},
+		{"clientSecretFile", i.ClientSecretFile},
+		{"clientCertificateFile", i.ClientCertificateFile},
+		{"clientCertificatePasswordFile", i.ClientCertificatePasswordFile},
+		{"federatedTokenFile", i.FederatedTokenFile},
+		{"azureConfigFile", i.AzureConfigFile},
 	} {
 		p.path(field+f.name, f.path)
 	}
