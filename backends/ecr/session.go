@@ -30,12 +30,15 @@ type sessions struct {
 	web webidentity.Source
 }
 
+// webSources: whoever has an AWS identity needs no token to prove it to AWS, which does not take its own.
+var webSources = webidentity.Sources{InsteadOfAWS: "an AWS identity needs no webIdentity: remove it"}
+
 func newSessions(c *Config) (*sessions, error) {
 	s := &sessions{own: c, Sessions: amazon.NewSessions(amazon.Options{
 		Profile: c.Profile, Proxy: c.Proxy, Remedy: "attach an instance role, or set roleARN, webIdentity, profile or the AWS_* variables (named in inheritEnv)",
 	})}
 	if !c.WebIdentity.IsZero() {
-		web, err := webidentity.New(c.WebIdentity, defaultAudience)
+		web, err := webidentity.New(c.WebIdentity, defaultAudience, webSources)
 		if err != nil {
 			return nil, err
 		}
@@ -68,9 +71,6 @@ func (c *Config) stsOptions(reg registry) func(*sts.Options) {
 			o.BaseEndpoint = &c.STSEndpoint
 		case reg.suffix != "" && o.BaseEndpoint == nil:
 			o.BaseEndpoint = aws.String("https://sts." + o.Region + "." + reg.suffix)
-		}
-		if o.BaseEndpoint != nil { // used as it is; the SDK refuses kinds together with an endpoint
-			o.EndpointOptions.UseFIPSEndpoint, o.EndpointOptions.UseDualStackEndpoint = aws.FIPSEndpointStateDisabled, aws.DualStackEndpointStateDisabled
 		}
 	}
 }

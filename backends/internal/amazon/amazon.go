@@ -114,6 +114,9 @@ func (all *Sessions) Open(ctx context.Context, w Where) (*Session, error) {
 		if w.STS != nil {
 			w.STS(o)
 		}
+		if o.BaseEndpoint != nil { // used as it is; the SDK refuses kinds together with an endpoint
+			o.EndpointOptions.UseFIPSEndpoint, o.EndpointOptions.UseDualStackEndpoint = aws.FIPSEndpointStateDisabled, aws.DualStackEndpointStateDisabled
+		}
 	}
 	instance := &lazyIMDS{cfg: &s.Config, http: s.metadata}
 	options := []func(*config.LoadOptions) error{
