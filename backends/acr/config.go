@@ -276,8 +276,11 @@ func (i *Identity) validate(field string, p *problems) {
 	if i.ClientCertificateFile == "" && i.SendCertificateChain {
 		p.add(field+"sendCertificateChain", "there is no clientCertificateFile that it would be for")
 	}
+	if aws := i.WebIdentity.AWS; aws != nil && aws.SigningAlgorithm != "" && aws.SigningAlgorithm != webidentity.RS256 {
+		p.add(field+"webIdentity.aws.signingAlgorithm", "Entra takes RS256 alone: remove it")
+	}
 	if !i.WebIdentity.IsZero() {
-		if err := i.WebIdentity.Validate(field + "webIdentity"); err != nil {
+		if err := i.WebIdentity.Validate(field+"webIdentity", webSources); err != nil {
 			*p = append(*p, err)
 		}
 	}
