@@ -194,6 +194,11 @@ func TestFailures(t *testing.T) {
 		"another's token that is not there": {func(_ *testing.T, _ *cloud.Cloud, tenant string) Config {
 			return Config{Identity: Identity{TenantID: tenant, ClientID: aClient, WebIdentity: webidentity.Config{File: &webidentity.File{Path: "/nonexistent/token"}}}}
 		}, unavailable, []string{"identity token from"}},
+		"AWS's account that issues no tokens": {func(t *testing.T, c *cloud.Cloud, tenant string) Config {
+			keys := c.AddUser("arn:aws:iam::111122223333:user/node", cloud.Statement{Actions: []string{"sts:GetWebIdentityToken"}})
+			setenv(t, append(keys.Environ(), "AWS_REGION=eu-west-1")...)
+			return Config{Identity: Identity{TenantID: tenant, ClientID: aClient, WebIdentity: webidentity.Config{AWS: &webidentity.AWS{}}}}
+		}, refused, []string{"the account issues no tokens", "aws iam enable-outbound-web-identity-federation"}},
 		"a clock that is wrong": {func(t *testing.T, c *cloud.Cloud, tenant string) Config {
 			c.SetClockOffset(2 * time.Hour)
 			cfg := certified(func(t *testing.T) (*x509.Certificate, string) { return certificate(t, time.Now().Add(time.Hour)) }, true)(t, c, tenant)

@@ -51,10 +51,7 @@ func (c *Cloud) addIssuer(issuerURL string, like *Issuer) *Issuer {
 		}
 	}
 	if i == nil {
-		i = &Issuer{c: c, url: issuerURL, signing: map[jose.SignatureAlgorithm]jose.JSONWebKey{}}
-		if like == nil {
-			i.use(firstKeys.at(len(c.issuers)), jose.RS256)
-		} else {
+		if i = c.newIssuer(issuerURL, len(c.issuers)+1); like != nil {
 			like.mu.Lock()
 			i.algorithm, i.signing, i.keys.Keys = like.algorithm, maps.Clone(like.signing), slices.Clone(like.keys.Keys)
 			like.mu.Unlock()
@@ -65,6 +62,13 @@ func (c *Cloud) addIssuer(issuerURL string, like *Issuer) *Issuer {
 	if first {
 		c.handle(u.Host, "issuer", http.HandlerFunc(c.serveIssuers))
 	}
+	return i
+}
+
+// newIssuer is an issuer with the nth of the first keys. Azure's registries have number 0.
+func (c *Cloud) newIssuer(name string, n int) *Issuer {
+	i := &Issuer{c: c, url: name, signing: map[jose.SignatureAlgorithm]jose.JSONWebKey{}}
+	i.use(firstKeys.at(n), jose.RS256)
 	return i
 }
 
@@ -134,6 +138,13 @@ func (i *Issuer) publish(key any, algorithm jose.SignatureAlgorithm) {
 	i.keys.Keys = append(i.keys.Keys, public)
 }
 
+// published are the keys that it publishes.
+func (i *Issuer) published() jose.JSONWebKeySet {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return jose.JSONWebKeySet{Keys: slices.Clone(i.keys.Keys)}
+}
+
 // ForgetKeys publishes no key any more, so that no token of this issuer can be verified until it makes a new one.
 func (i *Issuer) ForgetKeys() {
 	i.mu.Lock()
@@ -193,9 +204,7 @@ func (c *Cloud) serveIssuers(w http.ResponseWriter, r *http.Request) {
 	}
 	if base, ok := strings.CutSuffix(address, "/.well-known/jwks.json"); ok {
 		if i := c.issuer(base); i != nil {
-			i.mu.Lock()
-			defer i.mu.Unlock()
-			writeJSON(w, http.StatusOK, i.keys)
+			writeJSON(w, http.StatusOK, i.published())
 			return
 		}
 	}
