@@ -102,11 +102,16 @@ func generalAdvice(last exchange) string {
 // entraAdvice is for Entra's token endpoint. The numbers are those of https://learn.microsoft.com/entra/identity-platform/reference-error-codes.
 func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) string {
 	_, number, _ := strings.Cut(last.code, "AADSTS")
+	if last.wait > 0 {
+		return ""
+	}
 	switch number {
 	case "700016", "7000229":
 		return fmt.Sprintf("the tenant has no such application, or no service principal of it: see clientID and tenantID, or `az ad sp create --id %s`", p.ClientID)
 	case "90002", "900023":
 		return fmt.Sprintf("there is no such tenant at %s: see tenantID, and cloud", cloud.authority)
+	case "50049":
+		return "Microsoft does not know that Entra ID: see authorityHost; in a cloud that is disconnected from Microsoft's, set disableInstanceDiscovery"
 	case "7000215":
 		return "the secret is wrong: its value is wanted, and not its ID"
 	case "7000222":
@@ -123,8 +128,6 @@ func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) strin
 		return "nobody in the tenant knows what the token is for: see audience"
 	case "53003", "530031":
 		return "a Conditional Access policy of the tenant refuses it"
-	case "50196", "90055":
-		return "the tenant is asked too often by this application"
 	}
 	return ""
 }

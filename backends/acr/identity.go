@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -359,6 +360,9 @@ func readSecret(ctx context.Context, field, path string) (backends.Secret, error
 func (a *azure) readToken(p proof) (string, error) {
 	from := cmp.Or(p.tokenFrom, "federatedTokenFile")
 	content, _, err := files.Read(p.FederatedTokenFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", backends.Unavailable(fmt.Errorf("%s (%s): %w", p.FederatedTokenFile, from, err))
+	}
 	if err != nil {
 		return "", fileProblem(from, p.FederatedTokenFile, "%w", err)
 	}

@@ -2,12 +2,15 @@ package cloud
 
 import (
 	"cmp"
+	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // HostileRegistry answers under a registry's name and tries to be given tokens.
@@ -29,7 +32,7 @@ type HostileRegistry struct {
 func (c *Cloud) AddHostileRegistry(h HostileRegistry) {
 	c.handle(h.Host, "hostile", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.steal(r)
-		h.serve(w, r)
+		h.serve(w, r, c.Now())
 	}))
 }
 
@@ -72,7 +75,7 @@ func (c *Cloud) steal(r *http.Request) {
 	c.acr.stolen = append(c.acr.stolen, slices.DeleteFunc(found, func(s string) bool { return s == "" })...)
 }
 
-func (h HostileRegistry) serve(w http.ResponseWriter, r *http.Request) {
+func (h HostileRegistry) serve(w http.ResponseWriter, r *http.Request, now time.Time) {
 	exchange := r.Method == http.MethodPost && r.URL.Path == "/oauth2/exchange"
 	switch {
 	case h.Redirect != "":
@@ -89,17 +92,15 @@ func (h HostileRegistry) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
+	// What looks like a token, so that nobody who wants one can be blamed for not looking at it.
+	payload := fmt.Sprintf(`{"iss":"Azure Container Registry","aud":%q,"exp":%d}`, h.Host, now.Add(time.Hour).Unix())
+	_, err := io.WriteString(w, begin+base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"RS256"}`))+"."+base64.RawURLEncoding.EncodeToString([]byte(payload))+".")
 	chunk := strings.Repeat("a", 1<<16)
-	left := 1
-	if h.Oversized {
-		left = 64 << 20 / len(chunk)
-	}
-	_, err := io.WriteString(w, begin)
-	for ; err == nil && (left > 0 || h.Endless); left-- {
+	for left := 64 << 20 / len(chunk); err == nil && (h.Endless || h.Oversized && left > 0); left-- {
 		_, err = io.WriteString(w, chunk)
 	}
 	if err == nil {
-		_, err = io.WriteString(w, end)
+		_, err = io.WriteString(w, "a"+end)
 	}
 	if err != nil {
 		panic(http.ErrAbortHandler) // the client has gone

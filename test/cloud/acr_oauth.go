@@ -52,7 +52,7 @@ func (c *Cloud) acrIssue(registry azureRegistry, caller acrCaller, life time.Dur
 // acrForm reads the form of a request to one of the endpoints for tokens.
 func acrForm(w http.ResponseWriter, r *http.Request, registry azureRegistry) (url.Values, *refusal) {
 	if r.Method != http.MethodPost {
-		return nil, &refusal{http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported"}
+		return nil, &refusal{http.StatusNotFound, "NOT_FOUND", "not found"} // and not 405: https://github.com/Azure/acr/issues/166
 	}
 	body, tooLarge := bodyOf(w, r)
 	form, err := url.ParseQuery(string(body))

@@ -164,6 +164,9 @@ func (m *identities) AddApplication(app Application) Application {
 // Identities are the managed identities.
 func (m *identities) Identities() []ManagedIdentity { return append([]ManagedIdentity(nil), m.all...) }
 
+// noIdentity is what the metadata service says where there is no such identity.
+const noIdentity = "Identity not found"
+
 // find is the one that a request means, by one of its ids or by none, or what is wrong with it.
 func (m *identities) find(client, object, resource string) (found ManagedIdentity, problem string) {
 	given := 0
@@ -188,7 +191,7 @@ func (m *identities) find(client, object, resource string) (found ManagedIdentit
 	}
 	switch user {
 	case 0:
-		return ManagedIdentity{}, "Identity not found"
+		return ManagedIdentity{}, noIdentity
 	case 1:
 		return found, ""
 	default:

@@ -3,6 +3,7 @@ package cloud
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/base32"
 	"encoding/json"
 	"errors"
@@ -253,10 +254,25 @@ func (c *Cloud) listen(service string, h http.Handler) (url string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("listening for %s: %w", service, err)
 	}
+	c.serveOn(l, service, h)
+	return "http://" + l.Addr().String(), nil
+}
+
+// serveOn serves h on l, logged as service's, until the cloud is closed.
+func (c *Cloud) serveOn(l net.Listener, service string, h http.Handler) {
 	s := &http.Server{Handler: c.logged(service, h), ReadHeaderTimeout: time.Minute, ErrorLog: silent()}
 	c.atClose(func() { _ = s.Close() })
 	c.wait.Go(func() { _ = s.Serve(l) })
-	return "http://" + l.Addr().String(), nil
+}
+
+// mustListenTLS is mustListen with TLS, and without the log of connections.
+func (c *Cloud) mustListenTLS(service string, config *tls.Config, h http.Handler) string {
+	l, err := (&net.ListenConfig{}).Listen(c.done, "tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	c.serveOn(tls.NewListener(l, config), service, h)
+	return "https://" + l.Addr().String()
 }
 
 // atClose has Close call stop.

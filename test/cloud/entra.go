@@ -354,12 +354,8 @@ func (c *Cloud) discoverInstance(w http.ResponseWriter, r *http.Request) {
 	asked, err := url.Parse(r.URL.Query().Get("authorization_endpoint"))
 	metadata, known := []map[string]any{}, false
 	for _, n := range nationalClouds() {
-		names := append(slices.Clone(n.names), n.issuer)
-		if i := slices.Index(names, "sts.windows.net"); i > 0 && names[0] != "login.microsoftonline.com" {
-			names = slices.Delete(names, i, i+1) // the name is the public cloud's, though others' tokens have it
-		}
-		known = known || err == nil && slices.Contains(names, asked.Host)
-		metadata = append(metadata, map[string]any{"preferred_network": names[0], "preferred_cache": names[min(1, len(names)-1)], "aliases": names})
+		known = known || err == nil && slices.Contains(n.names, asked.Host)
+		metadata = append(metadata, map[string]any{"preferred_network": n.names[0], "preferred_cache": n.names[0], "aliases": n.names})
 	}
 	if !known {
 		c.writeEntra(w, r, aadsts{http.StatusBadRequest, "invalid_instance", 50049, "Unknown or invalid instance."})
@@ -371,7 +367,7 @@ func (c *Cloud) discoverInstance(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// entraLife is how long Entra's access tokens live; a managed identity's live for a day.
+// How long Entra's access tokens live; a managed identity's live for a day.
 const (
 	entraLife    = time.Hour
 	identityLife = 24 * time.Hour
