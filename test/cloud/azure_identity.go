@@ -229,7 +229,7 @@ func (c *Cloud) AzureArc(id ManagedIdentity) (*IdentityEndpoint, error) {
 		for _, file := range e.challenges {
 			_ = os.Remove(file)
 		}
-		_ = os.Remove(arcTokens) // unless somebody else has something there
+		_, _ = os.Remove(arcTokens), os.Remove(filepath.Dir(arcTokens)) // unless somebody else has something there
 	})
 	at := c.mustListen("azure-arc", e.handler("azure-arc", writeIMDS, e.judgeArc))
 	e.environ = []string{"IDENTITY_ENDPOINT=" + at + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT=" + at}
