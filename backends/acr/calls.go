@@ -18,6 +18,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
 // exchange is a question to Azure, or to a metadata service, and what came of it.
@@ -55,6 +56,8 @@ type calls struct {
 	mu   sync.Mutex
 	last exchange
 	own  error // why there was nothing to send
+	// shown is what the identity token that was sent says of itself.
+	shown webidentity.Claims
 }
 
 func (a *azure) calls() *calls { return &calls{azure: a} }
@@ -71,10 +74,10 @@ func (c *calls) options(in *cloudSettings) azcore.ClientOptions {
 func (c *calls) assertion(get func(context.Context) (string, error)) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		token, err := get(ctx)
-		if err != nil {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.own = err
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.own = err; err == nil {
+			c.shown, _ = webidentity.ParseClaims(token) // who takes it judges it
 		}
 		return token, err
 	}

@@ -178,7 +178,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, "AZURE_TENANT_ID="+tenant, "AZURE_CLIENT_ID="+aClient, "AZURE_CLIENT_CERTIFICATE_PATH=/nonexistent/cert.pem")
 			return Config{}
 		}, misconfigured, []string{"/nonexistent/cert.pem (AZURE_CLIENT_CERTIFICATE_PATH): no such file"}},
-		"another issuer's credential":   {federatedBy(func(f *cloud.FederatedCredential) { f.Issuer = clusterIssuer + "/" }), refused, []string{"AADSTS70021", "federated-credential create"}},
+		"another issuer's credential":   {federatedBy(func(f *cloud.FederatedCredential) { f.Issuer = clusterIssuer + "/" }), refused, []string{"AADSTS70021", "federated-credential create", `"issuer":"` + clusterIssuer + `"`, `"subject":"system:serviceaccount:kube-system:node"`}},
 		"another subject's credential":  {federatedBy(func(f *cloud.FederatedCredential) { f.Subject = "system:serviceaccount:kube-system:other" }), refused, []string{"AADSTS70021", "the application or managed identity has no federated credential"}},
 		"another audience's credential": {federatedBy(func(f *cloud.FederatedCredential) { f.Audience = "api://other" }), refused, []string{"AADSTS70021", "compared to the letter"}},
 		"a token that is not there": {func(_ *testing.T, _ *cloud.Cloud, tenant string) Config {

@@ -170,6 +170,9 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 		return entraToken{}, err
 	}
 	cloud, err := p.cloud(reg)
+	if errors.Is(err, errNoCloud) && p.ManagedIdentity != nil && p.ClientID == "" {
+		cloud, err = &publicCloud, nil // whoever gives its tokens knows
+	}
 	if err != nil {
 		return entraToken{}, err
 	}
@@ -193,6 +196,9 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 	return got, nil
 }
 
+// errNoCloud: without a registry, nothing says which cloud is asked.
+var errNoCloud = errors.New("no cloud")
+
 // cloud is the one whose Entra ID is asked. An identity of one cloud means nothing to a registry of another, and is none of its business.
 func (p *proof) cloud(reg registry) (*cloudSettings, error) {
 	own := reg.cloud
@@ -203,6 +209,8 @@ func (p *proof) cloud(reg registry) (*cloudSettings, error) {
 		own = customCloud(p.AuthorityHost)
 	case p.Cloud != "":
 		own = cloudNamed(p.Cloud)
+	case own == nil && reg.name == "":
+		return nil, errNoCloud
 	case own == nil:
 		return nil, backends.InvalidConfig("cloud", "%s does not say which cloud it is in: set cloud, or authorityHost", reg.name)
 	}

@@ -197,6 +197,12 @@ func TestChecks(t *testing.T) {
 			c.GrantAcrPull(host, object)
 			c.Fail(cloud.Fault{Service: "acr", Operation: "token", Status: 200, Body: `{}`})
 		}, image, "the answer is none that Azure documents", unavailable},
+		"no image, and a cloud": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.Cloud, cfg.ClientID = "AzureCloud", aClient }, "", "AADSTS700016", refused},
+		"no image, and identities": {func(_ *cloud.Cloud, _ string, cfg *Config) {
+			own := cfg.Identity
+			own.ClientID = aClient
+			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.us"}, Identity: Identity{Anonymous: true}}, {Registries: []string{"*.azurecr.io"}, Identity: own}}
+		}, "", "AADSTS700016", refused},
 		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = PodIdentityRequire }, "", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
