@@ -213,7 +213,7 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer+1))
 	_ = resp.Body.Close()
-	last.answered(resp, body, c.now())
+	*last = last.withAnswer(resp, body, c.now())
 	switch {
 	case err != nil:
 		last.err = remote.Unanswered(r.Context(), err)
@@ -227,14 +227,14 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	return resp, nil
 }
 
-// answered notes what is to be known of an answer.
-func (e *exchange) answered(resp *http.Response, body []byte, now time.Time) {
+// withAnswer notes what is to be known of an answer.
+func (e exchange) withAnswer(resp *http.Response, body []byte, now time.Time) exchange {
 	e.status, e.date = resp.StatusCode, resp.Header.Get("Date")
-	if resp.StatusCode == http.StatusOK {
-		return
+	if resp.StatusCode != http.StatusOK {
+		e.code, e.hint = meaning(body)
+		e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
 	}
-	e.code, e.hint = meaning(body)
-	e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
+	return e
 }
 
 // retryAfter reads the header of that name (RFC 9110, section 10.2.3); 0 if it is not there, or none.
@@ -300,7 +300,7 @@ func (w watcher) Do(r *policy.Request) (*http.Response, error) {
 		last.err = remote.Unanswered(r.Raw().Context(), err)
 		_, last.absent = errors.AsType[*remote.AbsentError](last.err)
 	} else {
-		last.answered(resp, nil, w.now())
+		last = last.withAnswer(resp, nil, w.now())
 	}
 	w.remember(last)
 	return resp, err

@@ -189,13 +189,14 @@ func (a *azure) missingRole(reg registry, object string) string {
 	if object == "" {
 		object = "OBJECT_ID"
 	}
-	name := trust.Quote(resourceName(reg))
-	command := func(role, condition string) string {
-		return fmt.Sprintf(`az role assignment create --assignee-object-id %s --assignee-principal-type ServicePrincipal --role "%s" --scope "$(az acr show --name %s --query id --output tsv)"%s`, object, role, name, condition)
-	}
+	name, role := resourceName(reg), "AcrPull"
 	if a.cfg.Scope == ScopeImage {
-		return fmt.Sprintf("Container Registry Repository Reader is missing on %s: `%s`", name, command("Container Registry Repository Reader", ""))
+		role = "Container Registry Repository Reader"
 	}
-	return fmt.Sprintf("AcrPull is missing on %s: `%s` (where `az acr show --name %s --query roleAssignmentMode` says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)",
-		name, command("AcrPull", ""), name)
+	scope := fmt.Sprintf("$(az acr show --name %s --query id --output tsv)", trust.Quote(name))
+	text := fmt.Sprintf("%s is missing on %s: %#q", role, name, fmt.Sprintf("az role assignment create --assignee-object-id %s --assignee-principal-type ServicePrincipal --role %q --scope %q", object, role, scope))
+	if a.cfg.Scope != ScopeImage {
+		text += fmt.Sprintf(" (where %#q says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)", "az acr show --name "+trust.Quote(name)+" --query roleAssignmentMode")
+	}
+	return text
 }

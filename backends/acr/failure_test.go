@@ -82,9 +82,9 @@ func TestFailures(t *testing.T) {
 			return Config{Identity: Identity{AzureConfigFile: write(t, "azure.json", []byte(content))}}
 		}
 	}
-	certified := func(make func(t *testing.T) (*x509.Certificate, string), known bool) setting {
+	certified := func(issue func(t *testing.T) (*x509.Certificate, string), known bool) setting {
 		return func(t *testing.T, c *cloud.Cloud, tenant string) Config {
-			made, file := make(t)
+			made, file := issue(t)
 			p := cloud.ServicePrincipal{}
 			if known {
 				p.Certificates = []*x509.Certificate{made}

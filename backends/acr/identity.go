@@ -22,6 +22,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/backends/webidentity/awsidentity"
 )
 
 // The annotations of a service account that name whom its pods pull as. Azure's own provider reads the same.
@@ -386,7 +387,10 @@ func (a *azure) readToken(p proof) (string, error) {
 	return token, nil
 }
 
+// webSources has AWS's tokens too, which Entra takes where AWS signs them with RS256.
+var webSources = webidentity.Sources{AWS: awsidentity.New}
+
 // webIdentity is a source of identity tokens, for what the cloud takes them for.
 func (a *azure) webIdentity(c webidentity.Config, cloud *cloudSettings) (webidentity.Source, error) {
-	return webidentity.New(c, cloud.exchange)
+	return webidentity.New(c, cloud.exchange, webSources)
 }

@@ -21,10 +21,12 @@ func TestManagedIdentitiesElsewhere(t *testing.T) {
 		"App Service": {func(c *cloud.Cloud) (*cloud.IdentityEndpoint, error) {
 			return c.AppServiceIdentity(cloud.ManagedIdentity{System: true}), nil
 		}, Config{}},
-		"App Service, an identity of several": {func(c *cloud.Cloud) (*cloud.IdentityEndpoint, error) {
-			return c.AppServiceIdentity(chosen, cloud.ManagedIdentity{System: true}), nil
+		"App Service, an identity of several": {
+			func(c *cloud.Cloud) (*cloud.IdentityEndpoint, error) {
+				return c.AppServiceIdentity(chosen, cloud.ManagedIdentity{System: true}), nil
+			},
+			Config{Identity: Identity{ManagedIdentity: &ManagedIdentity{ClientID: chosen.ClientID}}},
 		},
-			Config{Identity: Identity{ManagedIdentity: &ManagedIdentity{ClientID: chosen.ClientID}}}},
 		"Azure Arc": {func(c *cloud.Cloud) (*cloud.IdentityEndpoint, error) {
 			return c.AzureArc(cloud.ManagedIdentity{System: true})
 		}, Config{}},
@@ -102,8 +104,10 @@ func TestIdentityBindings(t *testing.T) {
 			setenv(t, b.Environ()...)
 			own.IdentityBindings = &IdentityBindings{}
 		}, true, "", 0},
-		"no endpoint": {func(_ *testing.T, _ *cloud.IdentityBinding, own *Config) { own.IdentityBindings = &IdentityBindings{} }, false,
-			"want the https URL of the cluster's endpoint, here or as AZURE_KUBERNETES_TOKEN_PROXY", misconfigured},
+		"no endpoint": {
+			func(_ *testing.T, _ *cloud.IdentityBinding, own *Config) { own.IdentityBindings = &IdentityBindings{} }, false,
+			"want the https URL of the cluster's endpoint, here or as AZURE_KUBERNETES_TOKEN_PROXY", misconfigured,
+		},
 		"no CA": {func(_ *testing.T, b *cloud.IdentityBinding, own *Config) {
 			own.IdentityBindings = &IdentityBindings{TokenProxy: b.URL(), SNIName: b.SNIName(), CAFile: "/nonexistent/ca.crt"}
 		}, false, "/nonexistent/ca.crt (identityBindings.caFile): no such file", misconfigured},

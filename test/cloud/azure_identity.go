@@ -227,7 +227,7 @@ func (c *Cloud) AzureArc(id ManagedIdentity) (*IdentityEndpoint, error) {
 			_ = os.Remove(file)
 		}
 		_ = os.Remove(mark)
-		_ = os.Remove(arcTokens) // unless somebody else has something there
+		_, _ = os.Remove(arcTokens), os.Remove(filepath.Dir(arcTokens)) // unless somebody else has something there
 	})
 	at := c.mustListen("azure-arc", e.handler("azure-arc", writeIMDS, e.judgeArc))
 	e.environ = []string{"IDENTITY_ENDPOINT=" + at + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT=" + at}
@@ -237,17 +237,16 @@ func (c *Cloud) AzureArc(id ManagedIdentity) (*IdentityEndpoint, error) {
 // markArc makes Azure Arc's directory with a file in it. While that is there, no other cloud takes the directory away when it is closed.
 func markArc() (file string, err error) {
 	for {
-		if err := os.MkdirAll(arcTokens, 0o700); err != nil {
-			return "", fmt.Errorf("making Azure Arc's directory: %w", err)
+		var mark *os.File
+		if err = os.MkdirAll(arcTokens, 0o700); err == nil {
+			mark, err = os.CreateTemp(arcTokens, "cloud-*")
 		}
-		mark, err := os.CreateTemp(arcTokens, "cloud-*")
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // one has just done so
+		switch {
+		case err == nil:
+			return mark.Name(), mark.Close()
+		case !errors.Is(err, fs.ErrNotExist): // which one has just seen to
+			return "", fmt.Errorf("making a file in Azure Arc's directory: %w", err)
 		}
-		if err != nil {
-			return "", fmt.Errorf("writing to Azure Arc's directory: %w", err)
-		}
-		return mark.Name(), mark.Close()
 	}
 }
 
