@@ -38,7 +38,10 @@ type azure struct {
 
 func newAzure(c *Config) *azure {
 	azlog.SetListener(nil) // which AZURE_SDK_GO_LOGGING would set, to write requests and answers to standard error
-	return &azure{cfg: c, transport: remote.Transport(string(c.Proxy)), link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, now: time.Now, sleep: sleep}
+	transport := remote.Transport(string(c.Proxy))
+	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a thirtieth of a pull's whole time (test/peers/cost, with a managed identity), and would spare nothing.
+	transport.ForceAttemptHTTP2 = false
+	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, now: time.Now, sleep: sleep}
 }
 
 const (

@@ -32,12 +32,13 @@ type identity struct {
 	Env  []string
 	// Token is the pod's, if that is the identity.
 	Token string
-	// File is one that GOOGLE_APPLICATION_CREDENTIALS is to name, if that is the identity.
-	File []byte
+	// File is one that the variable FileFrom is to name, if that is the identity.
+	File     []byte
+	FileFrom string
 }
 
 // offer is what the cloud's process says first.
-type offer struct{ Identities, Google []identity }
+type offer struct{ Identities, Google, Azure []identity }
 
 // work is what the cloud was asked since it was last asked what it was asked.
 type work map[string]int
@@ -59,6 +60,10 @@ func serveCloud() error {
 	token := pods.Token(map[string]any{
 		"sub": podsSubject, "aud": []string{audience}, "kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": map[string]any{"name": "cart"}},
 	})
+	azure, err := azureIdentities(c)
+	if err != nil {
+		return err
+	}
 	out := json.NewEncoder(os.Stdout)
 	if err := out.Encode(offer{
 		Identities: []identity{
@@ -68,9 +73,10 @@ func serveCloud() error {
 		},
 		Google: []identity{
 			{Name: "the metadata server", Env: append(c.Environ(), c.GoogleInstance(cloud.ServiceAccount{Email: garNode}).Environ()...)},
-			{Name: "a user's login", Env: c.Environ(), File: c.AddGoogleUser(garHuman)},
-			{Name: "a key file", Env: c.Environ(), File: c.ServiceAccountKeyFile(garNode)},
+			{Name: "a user's login", Env: c.Environ(), File: c.AddGoogleUser(garHuman), FileFrom: adc},
+			{Name: "a key file", Env: c.Environ(), File: c.ServiceAccountKeyFile(garNode), FileFrom: adc},
 		},
+		Azure: azure,
 	}); err != nil {
 		return err
 	}
@@ -90,6 +96,9 @@ func serveCloud() error {
 	}
 	return nil
 }
+
+// adc names the file of Google's credentials.
+const adc = "GOOGLE_APPLICATION_CREDENTIALS"
 
 // remote is a cloud in a process of its own, so that its work is nobody's time but the machine's.
 type remote struct {

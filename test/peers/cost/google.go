@@ -42,21 +42,16 @@ func (b *bench) google(rounds int) error {
 	beside := make([]struct{ google, ecr identity }, len(b.cloud.Google))
 	for i, id := range b.cloud.Google {
 		if beside[i].ecr = instance; id.File != nil { // the cloud is asked by TLS, as ECR is with keys
-			file := filepath.Join(b.dir, fmt.Sprintf("google-identity-%d.json", i))
-			if err := os.WriteFile(file, id.File, 0o600); err != nil {
-				return err
-			}
-			id.Env = append(slices.Clone(id.Env), "GOOGLE_APPLICATION_CREDENTIALS="+file)
 			beside[i].ecr = keys
 		}
-		beside[i].google = id
+		var err error
+		if beside[i].google, err = b.withFile(id); err != nil {
+			return err
+		}
 	}
-	start := func(name string, p program.Program, args ...string) {
-		b.all = append(b.all, &measured{name: name, cmd: func() *exec.Cmd { return exec.Command(b.path(p), args...) }})
-	}
-	start(empty, emptyProgram)
-	start(backend, program.ECRBackend, "--version")
-	start(garStart, program.GARBackend, "--version")
+	b.start(empty, emptyProgram)
+	b.start(backend, program.ECRBackend, "--version")
+	b.start(garStart, program.GARBackend, "--version")
 	whole := func(name, image string, id identity, providers ...map[string]any) error {
 		config, err := b.providers(fmt.Sprintf("google-%d.json", len(b.all)), providers...)
 		if err != nil {
@@ -121,6 +116,16 @@ func (b *bench) google(rounds int) error {
 	}
 	b.compare("both providers × the slower one alone", together, slower, bothGoals)
 	return nil
+}
+
+// withFile writes the identity's file, if it has one, and gives it with the variable that names that.
+func (b *bench) withFile(id identity) (identity, error) {
+	if id.File == nil {
+		return id, nil
+	}
+	file := filepath.Join(b.dir, "identity of "+id.Name)
+	id.Env = append(slices.Clone(id.Env), id.FileFrom+"="+file)
+	return id, os.WriteFile(file, id.File, 0o600)
 }
 
 // providers writes a broker configuration with these.

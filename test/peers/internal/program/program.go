@@ -21,6 +21,7 @@ var (
 	Broker     = Program{"credential-broker", ours, "./cmd/credential-broker"}
 	ECRBackend = Program{"backends/credential-backend-ecr", ours, "./cmd/credential-backend-ecr"}
 	GARBackend = Program{"backends/credential-backend-gar", ours, "./cmd/credential-backend-gar"}
+	ACRBackend = Program{"backends/credential-backend-acr", ours, "./cmd/credential-backend-acr"}
 
 	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", ours, "./cmd/credential-backend-dockerconfig"}
 	ExecBackend         = Program{"backends/credential-backend-exec", ours, "./cmd/credential-backend-exec"}
