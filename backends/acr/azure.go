@@ -129,6 +129,9 @@ func (c *calls) bind(b *IdentityBindings) error {
 		return backends.InvalidConfig("identityBindings.tokenProxy", "want the https URL of the cluster's endpoint, here or as AZURE_KUBERNETES_TOKEN_PROXY (named in inheritEnv)")
 	}
 	proxy, _ := url.Parse(address)
+	if proxy.Path == "" {
+		proxy.Path = "/" // which JoinPath needs
+	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: first(b.SNIName, "AZURE_KUBERNETES_SNI_NAME")}
 	data := []byte(os.Getenv("AZURE_KUBERNETES_CA_DATA"))
 	if path := first(b.CAFile, "AZURE_KUBERNETES_CA_FILE"); path != "" {

@@ -18,6 +18,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
 // exchange is a question to Azure, or to a metadata service, and what came of it.
@@ -55,6 +56,8 @@ type calls struct {
 	mu   sync.Mutex
 	last exchange
 	own  error // why there was nothing to send
+	// shown is what the identity token that was sent says of itself.
+	shown webidentity.Claims
 }
 
 func (a *azure) calls() *calls { return &calls{azure: a} }
@@ -71,10 +74,10 @@ func (c *calls) options(in *cloudSettings) azcore.ClientOptions {
 func (c *calls) assertion(get func(context.Context) (string, error)) func(context.Context) (string, error) {
 	return func(ctx context.Context) (string, error) {
 		token, err := get(ctx)
-		if err != nil {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.own = err
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.own = err; err == nil {
+			c.shown, _ = webidentity.ParseClaims(token) // who takes it judges it
 		}
 		return token, err
 	}
@@ -210,7 +213,7 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer+1))
 	_ = resp.Body.Close()
-	last.answered(resp, body, c.now())
+	*last = last.withAnswer(resp, body, c.now())
 	switch {
 	case err != nil:
 		last.err = remote.Unanswered(r.Context(), err)
@@ -224,14 +227,14 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 	return resp, nil
 }
 
-// answered notes what is to be known of an answer.
-func (e *exchange) answered(resp *http.Response, body []byte, now time.Time) {
+// withAnswer notes what is to be known of an answer.
+func (e exchange) withAnswer(resp *http.Response, body []byte, now time.Time) exchange {
 	e.status, e.date = resp.StatusCode, resp.Header.Get("Date")
-	if resp.StatusCode == http.StatusOK {
-		return
+	if resp.StatusCode != http.StatusOK {
+		e.code, e.hint = meaning(body)
+		e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
 	}
-	e.code, e.hint = meaning(body)
-	e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
+	return e
 }
 
 // retryAfter reads the header of that name (RFC 9110, section 10.2.3); 0 if it is not there, or none.
@@ -297,7 +300,7 @@ func (w watcher) Do(r *policy.Request) (*http.Response, error) {
 		last.err = remote.Unanswered(r.Raw().Context(), err)
 		_, last.absent = errors.AsType[*remote.AbsentError](last.err)
 	} else {
-		last.answered(resp, nil, w.now())
+		last = last.withAnswer(resp, nil, w.now())
 	}
 	w.remember(last)
 	return resp, err

@@ -30,7 +30,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 		slog.InfoContext(ctx, "only a request with a pod's token can be checked: podIdentity is Require")
 		return nil
 	case req.Image == "":
-		return b.checkIdentities(ctx, req)
+		return b.checkIdentities(ctx)
 	case !ok:
 		return backends.Refused(fmt.Errorf("%q is no registry of Azure's that is known here: it can be named in hosts, if it is one; connected registries take users and passwords of their own, for which there are the backends dockerconfig and vault", remote.Cut(req.Image.Host())))
 	case reg.repository == "":
@@ -63,28 +63,28 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	return b.azure.checkPull(ctx, reg, service, refresh, by.object)
 }
 
-// checkIdentities gets a token for each identity that is known without a registry.
-func (b *Backend) checkIdentities(ctx context.Context, req backends.Request) error {
+// checkIdentities gets a token of each identity, as far as it is known without a registry whom to ask.
+func (b *Backend) checkIdentities(ctx context.Context) error {
 	var problems []error
 	for i := -1; i < len(b.cfg.Identities); i++ {
-		settings := &b.cfg.Identity
+		w, reg := who{settings: &b.cfg.Identity, entry: i}, registry{}
 		if i >= 0 {
-			settings = &b.cfg.Identities[i].Identity
+			w.settings = &b.cfg.Identities[i].Identity
+			labels := strings.Split(b.cfg.Identities[i].Registries[0], ".")
+			reg.cloud = registryClouds[strings.Join(labels[len(labels)-2:], ".")]
 		}
-		reg := registry{name: "a registry", cloud: &publicCloud}
-		if settings.Cloud != "" || settings.AuthorityHost != "" || settings.AzureConfigFile != "" {
-			reg.cloud = nil
-		}
-		w := who{settings: settings, entry: i}
 		if w.anonymous() {
 			continue
 		}
 		by, err := b.entraToken(ctx, w, reg)
-		if err != nil {
+		switch {
+		case errors.Is(err, errNoCloud):
+			slog.InfoContext(ctx, "which cloud the identity is asked for in is said by the registry's name: it can be checked with an image", "tenant", w.settings.TenantID)
+		case err != nil:
 			problems = append(problems, err)
-			continue
+		default:
+			slog.InfoContext(ctx, "there is a token of", "objectID", by.object, "tenant", by.tenant)
 		}
-		slog.InfoContext(ctx, "there is a token of", "objectID", by.object, "tenant", by.tenant)
 	}
 	return errors.Join(problems...)
 }
@@ -189,13 +189,14 @@ func (a *azure) missingRole(reg registry, object string) string {
 	if object == "" {
 		object = "OBJECT_ID"
 	}
-	name := trust.Quote(resourceName(reg))
-	command := func(role, condition string) string {
-		return fmt.Sprintf(`az role assignment create --assignee-object-id %s --assignee-principal-type ServicePrincipal --role "%s" --scope "$(az acr show --name %s --query id --output tsv)"%s`, object, role, name, condition)
-	}
+	name, role := resourceName(reg), "AcrPull"
 	if a.cfg.Scope == ScopeImage {
-		return fmt.Sprintf("Container Registry Repository Reader is missing on %s: `%s`", name, command("Container Registry Repository Reader", ""))
+		role = "Container Registry Repository Reader"
 	}
-	return fmt.Sprintf("AcrPull is missing on %s: `%s` (where `az acr show --name %s --query roleAssignmentMode` says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)",
-		name, command("AcrPull", ""), name)
+	scope := fmt.Sprintf("$(az acr show --name %s --query id --output tsv)", trust.Quote(name))
+	text := fmt.Sprintf("%s is missing on %s: %#q", role, name, fmt.Sprintf("az role assignment create --assignee-object-id %s --assignee-principal-type ServicePrincipal --role %q --scope %q", object, role, scope))
+	if a.cfg.Scope != ScopeImage {
+		text += fmt.Sprintf(" (where %#q says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)", "az acr show --name "+trust.Quote(name)+" --query roleAssignmentMode")
+	}
+	return text
 }

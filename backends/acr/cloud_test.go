@@ -255,6 +255,15 @@ func TestIdentities(t *testing.T) {
 			p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Federated: []cloud.FederatedCredential{{Issuer: cloud.GoogleIssuer, Subject: g.ServiceAccounts()[0].UniqueID}}})
 			return Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, WebIdentity: webidentity.Config{GoogleMetadata: &webidentity.GoogleMetadata{}}}}, p.ObjectID
 		},
+		"AWS's user": func(t *testing.T, c *cloud.Cloud, tenant string) (Config, string) {
+			const account = "111122223333"
+			user := "arn:aws:iam::" + account + ":user/node"
+			keys := c.AddUser(user, cloud.Statement{Actions: []string{"sts:GetWebIdentityToken"}})
+			setenv(t, append(keys.Environ(), "AWS_REGION=eu-west-1")...)
+			issuer := c.EnableOutboundFederation(account)
+			p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Federated: []cloud.FederatedCredential{{Issuer: issuer.URL(), Subject: user}}})
+			return Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, WebIdentity: webidentity.Config{AWS: &webidentity.AWS{}}}}, p.ObjectID
+		},
 		"a managed identity as the credential of an application in another tenant": func(t *testing.T, c *cloud.Cloud, tenant string) (Config, string) {
 			m := c.AzureInstance(cloud.ManagedIdentity{})
 			setenv(t, m.Environ()...)

@@ -168,7 +168,7 @@ func (c *Config) validate() error {
 	for i := range c.Identities {
 		entry := &c.Identities[i]
 		field := fmt.Sprintf("identities[%d].", i)
-		entry.Identity.validate(field, &p)
+		entry.validate(field, &p)
 		if len(entry.Registries) == 0 {
 			p.add(field+"registries", "want the registries that this identity is for")
 		}
@@ -262,8 +262,11 @@ func (i *Identity) validate(field string, p *problems) {
 		p.add(field+"clientID", "want the client ID of an application, a UUID, got %q", i.ClientID)
 	}
 	for _, f := range []struct{ name, path string }{
-		{"clientSecretFile", i.ClientSecretFile}, {"clientCertificateFile", i.ClientCertificateFile}, {"clientCertificatePasswordFile", i.ClientCertificatePasswordFile},
-		{"federatedTokenFile", i.FederatedTokenFile}, {"azureConfigFile", i.AzureConfigFile},
+		{"clientSecretFile", i.ClientSecretFile},
+		{"clientCertificateFile", i.ClientCertificateFile},
+		{"clientCertificatePasswordFile", i.ClientCertificatePasswordFile},
+		{"federatedTokenFile", i.FederatedTokenFile},
+		{"azureConfigFile", i.AzureConfigFile},
 	} {
 		p.path(field+f.name, f.path)
 	}
@@ -273,8 +276,11 @@ func (i *Identity) validate(field string, p *problems) {
 	if i.ClientCertificateFile == "" && i.SendCertificateChain {
 		p.add(field+"sendCertificateChain", "there is no clientCertificateFile that it would be for")
 	}
+	if aws := i.WebIdentity.AWS; aws != nil && aws.SigningAlgorithm != "" && aws.SigningAlgorithm != webidentity.RS256 {
+		p.add(field+"webIdentity.aws.signingAlgorithm", "Entra takes RS256 alone: remove it")
+	}
 	if !i.WebIdentity.IsZero() {
-		if err := i.WebIdentity.Validate(field + "webIdentity"); err != nil {
+		if err := i.WebIdentity.Validate(field+"webIdentity", webSources); err != nil {
 			*p = append(*p, err)
 		}
 	}

@@ -80,6 +80,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		"an authority with a path":    {own(Identity{AuthorityHost: "https://login.stack.example/tenant"}), "authorityHost: want the https URL"},
 		"a scope for an audience":     {own(Identity{Audience: "https://containerregistry.azure.net/.default"}), "audience: want the application ID URI"},
 		"a token's settings":          {own(Identity{TenantID: aTenant, ClientID: aClient, WebIdentity: webidentity.Config{File: &webidentity.File{Path: "token"}}}), "webIdentity.file.path"},
+		"AWS's other algorithm":       {own(Identity{TenantID: aTenant, ClientID: aClient, WebIdentity: webidentity.Config{AWS: &webidentity.AWS{SigningAlgorithm: webidentity.ES384}}}), "webIdentity.aws.signingAlgorithm: Entra takes RS256 alone"},
 		"an identity for nothing":     {Config{Identities: []RegistryIdentity{{}}}, "identities[0].registries: want"},
 		"a domain of registries":      {Config{Identities: []RegistryIdentity{{Registries: []string{"*"}}}}, "identities[0].registries[0]: want"},
 		"a registry twice":            {Config{Identities: []RegistryIdentity{{Registries: []string{host}}, {Registries: []string{host}}}}, "identities[1].registries[0]: contoso.azurecr.io has an identity already, by identities[0].registries[0]"},

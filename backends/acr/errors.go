@@ -11,7 +11,6 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
-	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -41,6 +40,8 @@ func (c *calls) explain(ctx context.Context, err error, doing string, advice fun
 		text += fmt.Sprintf(": it points elsewhere (HTTP status %d), and nothing is sent there", last.status)
 	case last.status == http.StatusOK, last.status == 0:
 		text += ": " + errUndocumented.Error()
+	case last.status == http.StatusTooManyRequests:
+		text += ": it is busy (HTTP status 429)"
 	case last.code != "":
 		text += fmt.Sprintf(": %s (HTTP status %d)", last.code, last.status)
 	default:
@@ -102,8 +103,13 @@ func generalAdvice(last exchange) string {
 // entraAdvice is for Entra's token endpoint. The numbers are those of https://learn.microsoft.com/entra/identity-platform/reference-error-codes.
 func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) string {
 	_, number, _ := strings.Cut(last.code, "AADSTS")
-	if last.wait > 0 {
+	switch {
+	case last.wait > 0:
 		return ""
+	case c.binding != nil && last.untrusted():
+		return "the cluster's endpoint shows another certificate: see identityBindings.sniName and caFile"
+	case c.binding != nil && last.status == http.StatusForbidden:
+		return "no identity binding of the cluster lets this service account use it: see `az aks identity-binding list`, and the roles of the cluster"
 	}
 	switch number {
 	case "700016", "7000229":
@@ -119,7 +125,7 @@ func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) strin
 	case "700027", "7000214":
 		return fmt.Sprintf("the application does not know the certificate: `az ad app credential reset --append --id %s --cert @FILE`", p.ClientID)
 	case "70021", "700211", "700212", "700213", "700223":
-		return "the application or managed identity has no federated credential for the token: " + federatedCredential(p, cloud)
+		return "the application or managed identity has no federated credential for the token: " + c.federatedCredential(p, cloud)
 	case "700024":
 		return "the assertion's time is not now: see whether this machine's clock is right, and whether the token in question is renewed"
 	case "7000112":
@@ -132,18 +138,19 @@ func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) strin
 	return ""
 }
 
-// federatedCredential is the command that has an application take the token that it was shown.
-func federatedCredential(p *proof, cloud *cloudSettings) string {
-	token := string(p.pod)
+// federatedCredential is the command that has an application take the token that was shown.
+func (c *calls) federatedCredential(p *proof, cloud *cloudSettings) string {
 	issuer, subject, audience := "ISSUER", "SUBJECT", cloud.exchange
-	if claims, err := webidentity.ParseClaims(token); err == nil && token != "" {
-		issuer, subject = remote.Cut(claims.Issuer), remote.Cut(claims.Subject)
-		if len(claims.Audience) == 1 {
-			audience = remote.Cut(claims.Audience[0])
+	c.mu.Lock()
+	if shown := c.shown; shown.Issuer != "" {
+		issuer, subject = remote.Cut(shown.Issuer), remote.Cut(shown.Subject)
+		if len(shown.Audience) == 1 {
+			audience = remote.Cut(shown.Audience[0])
 		}
 	}
+	c.mu.Unlock()
 	command := fmt.Sprintf("`az ad app federated-credential create --id %s --parameters %s`", p.ClientID,
-		trust.Quote(fmt.Sprintf(`{"name":"NAME","issuer":"%s","subject":"%s","audiences":["%s"]}`, issuer, subject, audience)))
+		trust.Quote(fmt.Sprintf(`{"name":"NAME","issuer":%q,"subject":%q,"audiences":[%q]}`, issuer, subject, audience)))
 	if p.pod != "" {
 		command += ", or `az identity federated-credential create` where it is a managed identity's"
 	}

@@ -82,9 +82,9 @@ func TestFailures(t *testing.T) {
 			return Config{Identity: Identity{AzureConfigFile: write(t, "azure.json", []byte(content))}}
 		}
 	}
-	certified := func(make func(t *testing.T) (*x509.Certificate, string), known bool) setting {
+	certified := func(issue func(t *testing.T) (*x509.Certificate, string), known bool) setting {
 		return func(t *testing.T, c *cloud.Cloud, tenant string) Config {
-			made, file := make(t)
+			made, file := issue(t)
 			p := cloud.ServicePrincipal{}
 			if known {
 				p.Certificates = []*x509.Certificate{made}
@@ -178,7 +178,7 @@ func TestFailures(t *testing.T) {
 			setenv(t, "AZURE_TENANT_ID="+tenant, "AZURE_CLIENT_ID="+aClient, "AZURE_CLIENT_CERTIFICATE_PATH=/nonexistent/cert.pem")
 			return Config{}
 		}, misconfigured, []string{"/nonexistent/cert.pem (AZURE_CLIENT_CERTIFICATE_PATH): no such file"}},
-		"another issuer's credential":   {federatedBy(func(f *cloud.FederatedCredential) { f.Issuer = clusterIssuer + "/" }), refused, []string{"AADSTS70021", "federated-credential create"}},
+		"another issuer's credential":   {federatedBy(func(f *cloud.FederatedCredential) { f.Issuer = clusterIssuer + "/" }), refused, []string{"AADSTS70021", "federated-credential create", `"issuer":"` + clusterIssuer + `"`, `"subject":"system:serviceaccount:kube-system:node"`}},
 		"another subject's credential":  {federatedBy(func(f *cloud.FederatedCredential) { f.Subject = "system:serviceaccount:kube-system:other" }), refused, []string{"AADSTS70021", "the application or managed identity has no federated credential"}},
 		"another audience's credential": {federatedBy(func(f *cloud.FederatedCredential) { f.Audience = "api://other" }), refused, []string{"AADSTS70021", "compared to the letter"}},
 		"a token that is not there": {func(_ *testing.T, _ *cloud.Cloud, tenant string) Config {
@@ -194,6 +194,11 @@ func TestFailures(t *testing.T) {
 		"another's token that is not there": {func(_ *testing.T, _ *cloud.Cloud, tenant string) Config {
 			return Config{Identity: Identity{TenantID: tenant, ClientID: aClient, WebIdentity: webidentity.Config{File: &webidentity.File{Path: "/nonexistent/token"}}}}
 		}, unavailable, []string{"identity token from"}},
+		"AWS's account that issues no tokens": {func(t *testing.T, c *cloud.Cloud, tenant string) Config {
+			keys := c.AddUser("arn:aws:iam::111122223333:user/node", cloud.Statement{Actions: []string{"sts:GetWebIdentityToken"}})
+			setenv(t, append(keys.Environ(), "AWS_REGION=eu-west-1")...)
+			return Config{Identity: Identity{TenantID: tenant, ClientID: aClient, WebIdentity: webidentity.Config{AWS: &webidentity.AWS{}}}}
+		}, refused, []string{"the account issues no tokens", "aws iam enable-outbound-web-identity-federation"}},
 		"a clock that is wrong": {func(t *testing.T, c *cloud.Cloud, tenant string) Config {
 			c.SetClockOffset(2 * time.Hour)
 			cfg := certified(func(t *testing.T) (*x509.Certificate, string) { return certificate(t, time.Now().Add(time.Hour)) }, true)(t, c, tenant)

@@ -22,6 +22,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/backends/webidentity/awsidentity"
 )
 
 // The annotations of a service account that name whom its pods pull as. Azure's own provider reads the same.
@@ -170,6 +171,9 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 		return entraToken{}, err
 	}
 	cloud, err := p.cloud(reg)
+	if errors.Is(err, errNoCloud) && p.ManagedIdentity != nil && p.ClientID == "" {
+		cloud, err = &publicCloud, nil // whoever gives its tokens knows
+	}
 	if err != nil {
 		return entraToken{}, err
 	}
@@ -193,6 +197,9 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 	return got, nil
 }
 
+// errNoCloud: without a registry, nothing says which cloud is asked.
+var errNoCloud = errors.New("no cloud")
+
 // cloud is the one whose Entra ID is asked. An identity of one cloud means nothing to a registry of another, and is none of its business.
 func (p *proof) cloud(reg registry) (*cloudSettings, error) {
 	own := reg.cloud
@@ -203,6 +210,8 @@ func (p *proof) cloud(reg registry) (*cloudSettings, error) {
 		own = customCloud(p.AuthorityHost)
 	case p.Cloud != "":
 		own = cloudNamed(p.Cloud)
+	case own == nil && reg.name == "":
+		return nil, errNoCloud
 	case own == nil:
 		return nil, backends.InvalidConfig("cloud", "%s does not say which cloud it is in: set cloud, or authorityHost", reg.name)
 	}
@@ -378,7 +387,10 @@ func (a *azure) readToken(p proof) (string, error) {
 	return token, nil
 }
 
+// webSources has AWS's tokens too, which Entra takes where AWS signs them with RS256.
+var webSources = webidentity.Sources{AWS: awsidentity.New}
+
 // webIdentity is a source of identity tokens, for what the cloud takes them for.
 func (a *azure) webIdentity(c webidentity.Config, cloud *cloudSettings) (webidentity.Source, error) {
-	return webidentity.New(c, cloud.exchange)
+	return webidentity.New(c, cloud.exchange, webSources)
 }

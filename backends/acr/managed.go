@@ -89,6 +89,7 @@ func describe(source managedidentity.Source) string {
 		return "Azure Cloud Shell"
 	case managedidentity.ServiceFabric:
 		return "Service Fabric"
+	case managedidentity.DefaultToIMDS:
 	}
 	return "Azure's metadata service"
 }

@@ -41,7 +41,7 @@ func TestPods(t *testing.T) {
 		"required, and no token":      {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityRequire }, annotated, true, "podIdentity is Require, and the request carries no service account token", refused},
 		"required, and not annotated": {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityRequire }, func(string, string) map[string]string { return nil }, false, "nothing says whom the pod pulls as: annotate its service account with kubernetes.azure.com/acr-client-id", refused},
 		"the settings say whom":       {func(cfg *Config, client, tenant string) { cfg.PodClientID, cfg.PodTenantID = client, tenant }, func(string, string) map[string]string { return nil }, false, pod, 0},
-		"the annotation before them":  {func(cfg *Config, _, tenant string) { cfg.PodClientID, cfg.PodTenantID = aClient, aTenant }, annotated, false, pod, 0},
+		"the annotation before them":  {func(cfg *Config, _, _ string) { cfg.PodClientID, cfg.PodTenantID = aClient, aTenant }, annotated, false, pod, 0},
 		"the node's tenant":           {nil, func(client, _ string) map[string]string { return annotated(client, "") }, false, pod, 0},
 		"no tenant":                   {func(cfg *Config, _, _ string) { cfg.Identity = Identity{Anonymous: true} }, func(client, _ string) map[string]string { return annotated(client, "") }, false, "nothing says which tenant the pod's identity", refused},
 		"a client that is no UUID":    {nil, func(_, tenant string) map[string]string { return annotated("../../evil", tenant) }, false, `the annotation kubernetes.azure.com/acr-client-id is "../../evil": want a UUID`, refused},

@@ -175,18 +175,22 @@ func TestChecks(t *testing.T) {
 			abac(c, cfg)
 			c.GrantRepositoryReader(abacHost, object, "team/app")
 		}, abacHost + "/team/app", "", 0},
-		"ABAC, another repository": {func(c *cloud.Cloud, object string, cfg *Config) {
-			abac(c, cfg)
-			c.GrantRepositoryReader(abacHost, object, "other")
-		}, abacHost + "/team/app",
-			"Container Registry Repository Reader is missing on fabrikam: `az role assignment create", refused},
+		"ABAC, another repository": {
+			func(c *cloud.Cloud, object string, cfg *Config) {
+				abac(c, cfg)
+				c.GrantRepositoryReader(abacHost, object, "other")
+			}, abacHost + "/team/app",
+			"Container Registry Repository Reader is missing on fabrikam: `az role assignment create", refused,
+		},
 		"ABAC, and AcrPull": {func(c *cloud.Cloud, object string, cfg *Config) { abac(c, cfg); c.GrantAcrPull(abacHost, object) }, abacHost + "/team/app", "Container Registry Repository Reader is missing on fabrikam", refused},
-		"ABAC, and the settings do not say so": {func(c *cloud.Cloud, object string, cfg *Config) {
-			abac(c, cfg)
-			cfg.Scope = ""
-			c.GrantAcrPull(abacHost, object)
-		}, abacHost + "/team/app",
-			"(where `az acr show --name fabrikam --query roleAssignmentMode` says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)", refused},
+		"ABAC, and the settings do not say so": {
+			func(c *cloud.Cloud, object string, cfg *Config) {
+				abac(c, cfg)
+				cfg.Scope = ""
+				c.GrantAcrPull(abacHost, object)
+			}, abacHost + "/team/app",
+			"(where `az acr show --name fabrikam --query roleAssignmentMode` says AbacRepositoryPermissions, that role counts for nothing: assign Container Registry Repository Reader)", refused,
+		},
 		"nobody, and it is not open": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.Identity = Identity{Anonymous: true} }, image, "the registry lets nobody pull without a login: `az acr update --name contoso --anonymous-pull-enabled`", refused},
 		"a token that may not": {func(c *cloud.Cloud, object string, _ *Config) {
 			c.GrantAcrPull(host, object)
@@ -197,6 +201,12 @@ func TestChecks(t *testing.T) {
 			c.GrantAcrPull(host, object)
 			c.Fail(cloud.Fault{Service: "acr", Operation: "token", Status: 200, Body: `{}`})
 		}, image, "the answer is none that Azure documents", unavailable},
+		"no image, and a cloud": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.Cloud, cfg.ClientID = "AzureCloud", aClient }, "", "AADSTS700016", refused},
+		"no image, and identities": {func(_ *cloud.Cloud, _ string, cfg *Config) {
+			own := cfg.Identity
+			own.ClientID = aClient
+			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.us"}, Identity: Identity{Anonymous: true}}, {Registries: []string{"*.azurecr.io"}, Identity: own}}
+		}, "", "AADSTS700016", refused},
 		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = PodIdentityRequire }, "", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -15,6 +14,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/amazon"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
 
@@ -70,10 +70,10 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 	if err != nil {
 		return err
 	}
-	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
-	me, err := s.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}, func(o *sts.Options) { o.Credentials, o.Retryer = provider, call })
+	ctx, call := s.Call(ctx, "sts", s.Config.Region)
+	me, err := s.STS.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}, func(o *sts.Options) { o.Credentials, o.Retryer = provider, call })
 	if err != nil {
-		return call.explain(err, "ask who this is", func(cause, error) string { return "" })
+		return call.Explain(err, "ask who this is", func(amazon.Cause, error) string { return "" })
 	}
 	arn := aws.ToString(me.Arn)
 	slog.InfoContext(ctx, "asking AWS as", "arn", arn)
@@ -81,12 +81,12 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 		return nil
 	}
 	if _, err := s.authorizationToken(ctx, provider, reg); err != nil {
-		if e, ok := errors.AsType[*callError](err); ok && e.cause == causeDenied {
+		if e, ok := errors.AsType[*amazon.CallError](err); ok && e.Cause == amazon.CauseDenied {
 			needed := []string{"ecr:GetAuthorizationToken"}
 			if reg.public {
 				needed = []string{"ecr-public:GetAuthorizationToken", "sts:GetServiceBearerToken"}
 			}
-			return e.cause.kind()(&callError{e.cause, fmt.Sprintf("%s: the policy of %s lacks %s", e.text, arn, statement("*", needed...))})
+			return e.Cause.Kind()(&amazon.CallError{Cause: e.Cause, Text: fmt.Sprintf("%s: the policy of %s lacks %s", e.Text, arn, amazon.Statement("*", needed...))})
 		}
 		return err
 	}
@@ -94,15 +94,6 @@ func (b *Backend) check(ctx context.Context, who who, image backends.Image, reg 
 		return nil
 	}
 	return s.checkRepository(ctx, provider, reg, arn, image.Path())
-}
-
-// statement is what to add to a policy.
-func statement(resource string, actions ...string) string {
-	quoted := make([]string, 0, len(actions))
-	for _, action := range actions {
-		quoted = append(quoted, strconv.Quote(action))
-	}
-	return fmt.Sprintf(`{"Effect":"Allow","Action":[%s],"Resource":%q}`, strings.Join(quoted, ","), resource)
 }
 
 // noSuchLayer is a digest that no layer has.
@@ -118,7 +109,7 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 	resource := fmt.Sprintf("arn:%s:ecr:%s:%s:repository/%s", partition, reg.region, reg.account, repository)
 	var missing []string
 	ask := func(action string, ask func(context.Context, *ecr.Client) error) error {
-		ctx, call := newCall(ctx, s.all.retryer("ecr", reg.region))
+		ctx, call := s.Call(ctx, "ecr", reg.region)
 		api, err := s.api(as, reg, call)
 		if err != nil {
 			return err
@@ -130,11 +121,11 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 			return nil
 		case errors.As(err, &gone):
 			return err
-		case causeOf(err) == causeDenied:
+		case amazon.CauseOf(err) == amazon.CauseDenied:
 			missing = append(missing, action)
 			return nil
 		}
-		return call.explain(err, doing, func(cause, error) string { return "" })
+		return call.Explain(err, doing, func(amazon.Cause, error) string { return "" })
 	}
 	err := ask("ecr:BatchGetImage", func(ctx context.Context, api *ecr.Client) error {
 		out, err := api.BatchGetImage(ctx, &ecr.BatchGetImageInput{RegistryId: &reg.account, RepositoryName: &repository, ImageIds: []types.ImageIdentifier{{ImageDigest: aws.String(noSuchLayer)}}})
@@ -160,10 +151,10 @@ func (s *session) checkRepository(ctx context.Context, as aws.CredentialsProvide
 		return err
 	}
 	rule, known := s.pullThroughRule(ctx, as, reg, repository)
-	cached := statement(resource, "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:BatchImportUpstreamImage", "ecr:CreateRepository")
+	cached := amazon.Statement(resource, "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer", "ecr:BatchImportUpstreamImage", "ecr:CreateRepository")
 	switch {
 	case len(missing) > 0:
-		return backends.Refused(fmt.Errorf("%s: %s may not: its policy, and the repository's if that is in another account, must allow %s", doing, me, statement(resource, missing...)))
+		return backends.Refused(fmt.Errorf("%s: %s may not: its policy, and the repository's if that is in another account, must allow %s", doing, me, amazon.Statement(resource, missing...)))
 	case absent && rule != "":
 		slog.InfoContext(ctx, "the repository will be made by the first pull through the cache, if the policy allows it", "rule", rule, "needed", cached)
 		return nil
@@ -185,7 +176,7 @@ func isNotThere(err error) bool {
 
 // pullThroughRule is the prefix of the cache rule that the repository falls under; known: the rules could be read.
 func (s *session) pullThroughRule(ctx context.Context, as aws.CredentialsProvider, reg registry, repository string) (prefix string, known bool) {
-	ctx, call := newCall(ctx, s.all.retryer("ecr", reg.region))
+	ctx, call := s.Call(ctx, "ecr", reg.region)
 	api, err := s.api(as, reg, call)
 	if err != nil {
 		return "", false

@@ -212,7 +212,7 @@ func (c *Config) validate() error {
 		problem("podRoleARN", "want a role such as arn:aws:iam::123456789012:role/name, got %q", c.PodRoleARN)
 	}
 	if !c.WebIdentity.IsZero() {
-		problems = append(problems, c.WebIdentity.Validate("webIdentity"), c.validateFirstHop())
+		problems = append(problems, c.WebIdentity.Validate("webIdentity", webSources), c.validateFirstHop())
 	}
 	for i, suffix := range c.RegistrySuffixes {
 		if !validSuffix(suffix) {

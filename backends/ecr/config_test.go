@@ -46,6 +46,7 @@ func TestValidate(t *testing.T) {
 			fields: []string{"registrySuffixes[0]", "registrySuffixes[1]", "registrySuffixes[2]", "endpoint", "stsEndpoint", "stsRegion", "proxy"},
 		},
 		{name: "a web identity without a role", config: Config{WebIdentity: webFile}, fields: []string{"roleARN"}},
+		{name: "a web identity of AWS's", config: Config{WebIdentity: webidentity.Config{AWS: &webidentity.AWS{}}, RoleARN: roleA}, fields: []string{"webIdentity.aws"}},
 		{name: "a web identity's role", config: Config{WebIdentity: webFile, RoleARN: roleA, ExternalID: "xx", SessionTags: tags}, fields: []string{"externalID", "sessionTags"}},
 		{name: "a web identity's role by account", config: Config{WebIdentity: webFile, Roles: []AccountRole{{Accounts: []string{"111111111111"}, RoleARN: roleA, ExternalID: "xx"}}}, fields: []string{"roles[0].externalID"}},
 		{name: "the first of a web identity's roles", config: Config{WebIdentity: webFile, Via: []Role{{RoleARN: roleA, ExternalID: "xx"}}, RoleARN: roleB, ExternalID: "xx"}, fields: []string{"via[0].externalID"}},

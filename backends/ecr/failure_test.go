@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/amazon"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -200,7 +201,7 @@ func TestAttempts(t *testing.T) {
 		fault cloud.Fault
 		want  int
 	}{
-		{"broken", cloud.Fault{Service: "ecr", Status: http.StatusInternalServerError, Code: "ServerException"}, maxOtherAttempts},
+		{"broken", cloud.Fault{Service: "ecr", Status: http.StatusInternalServerError, Code: "ServerException"}, 3},
 		{"throttled", cloud.Fault{Service: "ecr", Times: 4}, 5},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -460,7 +461,7 @@ func TestCheck(t *testing.T) {
 	t.Run("nobody", func(t *testing.T) {
 		aws := setUp(t)
 		err := backendFor(t, aws, Config{}).Check(t.Context(), backends.Request{})
-		if _, ok := errors.AsType[*noIdentityError](err); !ok {
+		if _, ok := errors.AsType[*amazon.NoIdentityError](err); !ok {
 			t.Errorf("got %v", err)
 		}
 	})

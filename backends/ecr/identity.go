@@ -147,10 +147,11 @@ func (s *session) provider(ctx context.Context, w who) (aws.CredentialsProvider,
 		}
 		base, chain = role, chain[1:]
 	default:
-		base = s.base
-		if _, err := base.Retrieve(ctx); err != nil {
-			return nil, s.noCredentials(err)
+		node, err := s.Identity(ctx)
+		if err != nil {
+			return nil, err
 		}
+		base = node
 	}
 	for _, role := range chain {
 		assumed, err := s.assume(ctx, base, role)
@@ -165,15 +166,15 @@ func (s *session) provider(ctx context.Context, w who) (aws.CredentialsProvider,
 // assumeWithToken is AssumeRoleWithWebIdentity.
 func (s *session) assumeWithToken(ctx context.Context, role Role, token backends.Secret, what string) (aws.CredentialsProvider, error) {
 	defer backends.Span(ctx, "assume role")()
-	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
-	out, err := s.sts.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
+	ctx, call := s.Call(ctx, "sts", s.Config.Region)
+	out, err := s.STS.AssumeRoleWithWebIdentity(ctx, &sts.AssumeRoleWithWebIdentityInput{
 		RoleArn:          &role.RoleARN,
 		RoleSessionName:  aws.String(nameOf(role)),
 		WebIdentityToken: aws.String(string(token)),
 		DurationSeconds:  aws.Int32(sessionSeconds),
 	}, func(o *sts.Options) { o.Credentials, o.Retryer = aws.AnonymousCredentials{}, call })
 	if err != nil {
-		return nil, call.explain(err, "assume "+role.RoleARN+" with "+what, assumeWithTokenAdvice(string(token)))
+		return nil, call.Explain(err, "assume "+role.RoleARN+" with "+what, assumeWithTokenAdvice(string(token)))
 	}
 	return credentialsOf(out.Credentials)
 }
@@ -187,10 +188,10 @@ func (s *session) assume(ctx context.Context, as aws.CredentialsProvider, role R
 	for key, value := range role.SessionTags {
 		in.Tags = append(in.Tags, types.Tag{Key: &key, Value: &value})
 	}
-	ctx, call := newCall(ctx, s.all.retryer("sts", s.cfg.Region))
-	out, err := s.sts.AssumeRole(ctx, in, func(o *sts.Options) { o.Credentials, o.Retryer = as, call })
+	ctx, call := s.Call(ctx, "sts", s.Config.Region)
+	out, err := s.STS.AssumeRole(ctx, in, func(o *sts.Options) { o.Credentials, o.Retryer = as, call })
 	if err != nil {
-		return nil, call.explain(err, "assume "+role.RoleARN, assumeAdvice(role))
+		return nil, call.Explain(err, "assume "+role.RoleARN, assumeAdvice(role))
 	}
 	return credentialsOf(out.Credentials)
 }

@@ -29,7 +29,7 @@ func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProv
 	if reg.public {
 		service = "ecr-public"
 	}
-	ctx, call := newCall(ctx, s.all.retryer(service, reg.region))
+	ctx, call := s.Call(ctx, service, reg.region)
 	var data *string
 	var expires *time.Time
 	var answer middleware.Metadata
@@ -52,7 +52,7 @@ func (s *session) authorizationToken(ctx context.Context, as aws.CredentialsProv
 		}
 	}
 	if err != nil {
-		return token{}, call.explain(err, "get a token for "+reg.String(), tokenAdvice(reg))
+		return token{}, call.Explain(err, "get a token for "+reg.String(), tokenAdvice(reg))
 	}
 	t, ok := decodeToken(aws.ToString(data))
 	if !ok {

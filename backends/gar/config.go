@@ -135,7 +135,7 @@ func (c *Config) validate() error {
 		}
 	}
 	if !c.WebIdentity.IsZero() {
-		problems = append(problems, c.WebIdentity.Validate("webIdentity"))
+		problems = append(problems, c.WebIdentity.Validate("webIdentity", webSources))
 	}
 	problems = append(problems, account{c.Impersonate, c.Delegates}.validate("", false))
 	seen := map[string]string{}

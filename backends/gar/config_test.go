@@ -42,6 +42,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		"two identities":           {Config{CredentialsFile: "/key.json", ServiceAccount: "default"}, "serviceAccount: the node has one identity, and credentialsFile names one already"},
 		"AWS and a token":          {Config{AWS: true, WebIdentity: file, WorkloadIdentityProvider: aProvider}, "webIdentity: the node has one identity, and aws names one already"},
 		"AWS without a provider":   {Config{AWS: true}, "workloadIdentityProvider: aws needs"},
+		"a token of AWS's":         {Config{WebIdentity: webidentity.Config{AWS: &webidentity.AWS{}}, WorkloadIdentityProvider: aProvider}, "webIdentity.aws: this backend does not take it: set aws: true, and no webIdentity"},
 		"a token without one":      {Config{WebIdentity: file}, "workloadIdentityProvider: webIdentity needs"},
 		"a provider for nothing":   {Config{WorkloadIdentityProvider: aProvider}, "set webIdentity or aws"},
 		"a provider with a name":   {Config{AWS: true, WorkloadIdentityProvider: strings.Replace(aProvider, "123456789012", "my-project", 1)}, "with the number of the project"},

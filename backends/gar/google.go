@@ -31,10 +31,13 @@ const isWindows = runtime.GOOS == "windows"
 // silent takes what Google's libraries would log: they write whole answers.
 var silent = slog.New(slog.DiscardHandler)
 
+// webSources: Google takes an AWS identity as it is, and AWS's SDK is nothing that a program should carry which is started for each pull.
+var webSources = webidentity.Sources{InsteadOfAWS: "set aws: true, and no webIdentity"}
+
 func newGoogle(c *Config) (*google, error) {
 	g := &google{cfg: c, now: time.Now, sleep: sleep}
 	if !c.WebIdentity.IsZero() {
-		web, err := webidentity.New(c.WebIdentity, "https:"+providerAudience(c.WorkloadIdentityProvider))
+		web, err := webidentity.New(c.WebIdentity, "https:"+providerAudience(c.WorkloadIdentityProvider), webSources)
 		if err != nil {
 			return nil, err
 		}

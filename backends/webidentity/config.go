@@ -1,6 +1,7 @@
 package webidentity
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +31,8 @@ type Config struct {
 	SPIFFE               *SPIFFE               `json:"spiffe"`
 	Executable           *Executable           `json:"executable"`
 	URL                  *URL                  `json:"url"`
+	// AWS is taken by the backends that bring it: see Sources.
+	AWS *AWS `json:"aws"`
 }
 
 // File is a file that has the token and nothing else, such as a projected service account token. It is read afresh each time.
@@ -92,6 +96,32 @@ type URL struct {
 	TokenField string `json:"tokenField"`
 }
 
+// AWS is an AWS identity as the SDK's default chain finds it (an instance's role, EKS Pod Identity, a web identity's file, keys), for which STS gives a token
+// (https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html). The account must have enabled that.
+type AWS struct {
+	// Region is the one whose STS is asked; there is none for all regions. Default: AWS_REGION, that of the shared configuration, or the instance's.
+	Region string `json:"region"`
+	// SigningAlgorithm is "RS256" (the default) or "ES384", which not every cloud takes: Entra does not.
+	SigningAlgorithm SigningAlgorithm `json:"signingAlgorithm"`
+	// Duration is how long the token holds: 1m to 1h, in whole seconds. It is exchanged at once, and nothing needs it for longer. Default: 5m.
+	Duration time.Duration `json:"duration"`
+}
+
+// SigningAlgorithm is by what AWS signs a token.
+type SigningAlgorithm string
+
+// The algorithms.
+const (
+	RS256 SigningAlgorithm = "RS256"
+	ES384 SigningAlgorithm = "ES384"
+)
+
+func (a AWS) withDefaults() AWS {
+	a.SigningAlgorithm = cmp.Or(a.SigningAlgorithm, RS256)
+	a.Duration = cmp.Or(a.Duration, 5*time.Minute)
+	return a
+}
+
 // IsZero says that nothing was set.
 func (c Config) IsZero() bool { return c == Config{} }
 
@@ -108,6 +138,7 @@ func (c Config) chosen() []string {
 		{"spiffe", c.SPIFFE != nil},
 		{"executable", c.Executable != nil},
 		{"url", c.URL != nil},
+		{"aws", c.AWS != nil},
 	} {
 		if s.set {
 			names = append(names, s.name)
@@ -118,14 +149,18 @@ func (c Config) chosen() []string {
 
 // Validate reports every problem of the settings (joined, each as backends.InvalidConfig makes them), with the names of the fields below `field`. It looks at the
 // file of an executable, and at nothing else.
-func (c Config) Validate(field string) error {
+func (c Config) Validate(field string, from Sources) error {
 	var problems []error
 	problem := func(name, format string, args ...any) {
 		problems = append(problems, backends.InvalidConfig(field+name, format, args...))
 	}
 	switch chosen := c.chosen(); {
 	case len(chosen) == 0:
-		problem("", "names no source of tokens: set one of file, googleMetadata, azureManagedIdentity, spiffe, executable and url")
+		known := "file, googleMetadata, azureManagedIdentity, spiffe, executable and url"
+		if from.AWS != nil {
+			known = "aws, " + known
+		}
+		problem("", "names no source of tokens: set one of %s", known)
 	case len(chosen) > 1:
 		problem("", "has %d sources, %s: keep one", len(chosen), strings.Join(chosen, ", "))
 	}
@@ -179,6 +214,16 @@ func (c Config) Validate(field string) error {
 	}
 	if u := c.URL; u != nil {
 		u.validate(problem)
+	}
+	switch {
+	case c.AWS == nil:
+	case from.AWS == nil:
+		problem(".aws", "this backend does not take it: %s", from.InsteadOfAWS)
+	default:
+		c.AWS.validate(problem)
+		if len(c.Audience) > maxAudience {
+			problem(".audience", "AWS takes at most %d characters", maxAudience)
+		}
 	}
 	return errors.Join(problems...)
 }
@@ -261,6 +306,21 @@ func (u *URL) validate(problem reporter) {
 		problem(".url.caFile", "is of no use with http: remove it, or use https")
 	}
 	validateTokenField(u.TokenField, ".url.tokenField", problem)
+}
+
+// maxAudience is what STS takes, in bytes at least.
+const maxAudience = 1000
+
+func (a *AWS) validate(problem reporter) {
+	if r := a.Region; r != "" && (strings.ContainsFunc(r, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) || strings.HasSuffix(r, "-global")) {
+		problem(".aws.region", "want a region such as eu-west-1, got %q", r)
+	}
+	if known := []SigningAlgorithm{RS256, ES384}; a.SigningAlgorithm != "" && !slices.Contains(known, a.SigningAlgorithm) {
+		problem(".aws.signingAlgorithm", "want one of %q, got %q", known, a.SigningAlgorithm)
+	}
+	if d := a.Duration; d != 0 && (d < time.Minute || d > time.Hour || d%time.Second != 0) {
+		problem(".aws.duration", "want 1m to 1h, in whole seconds, got %s", d)
+	}
 }
 
 func validateTokenField(path, field string, problem reporter) {

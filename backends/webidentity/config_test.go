@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
 )
@@ -33,8 +34,11 @@ func TestValidate(t *testing.T) {
 		{"a URL", Config{URL: &URL{URL: "https://a.example/b?c=d", Headers: map[string]backends.Secret{"Authorization": "Bearer x"}, CAFile: root + "ca.pem", TokenField: "data.token"}}, nil},
 		{"a URL on this machine", Config{URL: &URL{URL: "http://[::1]:80/b"}}, nil},
 		{"a URL on this link", Config{URL: &URL{URL: "http://169.254.169.254/b"}}, nil},
+		{"AWS without settings", Config{AWS: &AWS{}}, nil},
+		{"AWS", Config{Audience: strings.Repeat("a", 1000), AWS: &AWS{Region: "us-gov-west-1", SigningAlgorithm: ES384, Duration: time.Hour}}, nil},
+		{"AWS, for a minute", Config{AWS: &AWS{SigningAlgorithm: RS256, Duration: time.Minute}}, nil},
 
-		{"none", Config{}, map[string]string{"w": "names no source"}},
+		{"none", Config{}, map[string]string{"w": "set one of aws, file"}},
 		{"an audience alone", Config{Audience: "a"}, map[string]string{"w": "names no source"}},
 		{"two", Config{File: &File{Path: root + "a"}, SPIFFE: &SPIFFE{}}, map[string]string{"w": "2 sources, file, spiffe"}},
 		{"an audience of two words", Config{Audience: "a b", SPIFFE: &SPIFFE{}}, map[string]string{"w.audience": "printable"}},
@@ -89,11 +93,20 @@ func TestValidate(t *testing.T) {
 		{"a URL that is none", Config{URL: &URL{URL: "https://%zz/" + canary}}, map[string]string{"w.url.url": "want a URL"}},
 		{"a URL with a fragment", Config{URL: &URL{URL: "https://a.example/#x"}}, map[string]string{"w.url.url": "fragment"}},
 		{"plain HTTP", Config{URL: &URL{URL: "http://192.0.2.1/", CAFile: root + "a"}}, map[string]string{"w.url.url": "want https", "w.url.caFile": "of no use"}},
+		{
+			"AWS, wrong",
+			Config{Audience: strings.Repeat("a", 1001), AWS: &AWS{Region: "eu-west-1.", SigningAlgorithm: "rs256", Duration: time.Hour + 1}},
+			map[string]string{"w.audience": "1000", "w.aws.region": "eu-west-1, got", "w.aws.signingAlgorithm": `["RS256" "ES384"]`, "w.aws.duration": "1m to 1h"},
+		},
+		{"AWS, everywhere", Config{AWS: &AWS{Region: "aws-global", Duration: time.Hour + time.Second}}, map[string]string{"w.aws.region": "want a region", "w.aws.duration": "1h0m1s"}},
+		{"AWS, too short", Config{AWS: &AWS{Duration: 59 * time.Second}}, map[string]string{"w.aws.duration": "1m"}},
+		{"AWS, no whole seconds", Config{AWS: &AWS{Duration: time.Minute + time.Millisecond}}, map[string]string{"w.aws.duration": "whole seconds"}},
+		{"AWS, with another", Config{AWS: &AWS{}, SPIFFE: &SPIFFE{}}, map[string]string{"w": "2 sources, spiffe, aws"}},
 		{"plain HTTP to a name", Config{URL: &URL{URL: "http://a.example/"}}, map[string]string{"w.url.url": "want https"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := tt.c.Validate("w")
+			err := tt.c.Validate("w", testSources)
 			got := map[string]string{}
 			for _, e := range problemsOf(err) {
 				kind, field := kindOf(e)

@@ -88,7 +88,7 @@ func TestExecutableIsChecked(t *testing.T) {
 	}
 	token, err := s.Token(t.Context())
 	check(t, s, token, err, misconfigured("webIdentity.executable.command", "not safe to use", "chmod"))
-	if err := c.Validate("webIdentity"); err == nil || !strings.Contains(err.Error(), "webIdentity.executable.command: ") {
+	if err := c.Validate("webIdentity", testSources); err == nil || !strings.Contains(err.Error(), "webIdentity.executable.command: ") {
 		t.Errorf("Validate says %v", err)
 	}
 }

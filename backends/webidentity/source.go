@@ -32,7 +32,7 @@ func realWorld() world {
 	}}
 }
 
-func newSource(c Config, defaultAudience string, w world) (Source, error) {
+func newSource(c Config, defaultAudience string, from Sources, w world) (Source, error) {
 	if chosen := c.chosen(); len(chosen) != 1 {
 		return nil, backends.InvalidConfig(setting, "want exactly one source of tokens, got %d: %s", len(chosen), strings.Join(chosen, ", "))
 	}
@@ -51,8 +51,39 @@ func newSource(c Config, defaultAudience string, w world) (Source, error) {
 		return &spiffe{SPIFFE: *c.SPIFFE, judge: j.of("spiffe"), env: w.env}, nil
 	case c.Executable != nil:
 		return newExecutable(*c.Executable, j.of("executable")), nil
+	case c.AWS != nil && from.AWS == nil:
+		return nil, backends.InvalidConfig(setting+".aws", "this backend does not take it: %s", from.InsteadOfAWS)
+	case c.AWS != nil:
+		return &judged{from: from.AWS(c.AWS.withDefaults(), j.audience), judge: j.of("aws")}, nil
 	default:
 		return newURL(*c.URL, j.of("url"), w), nil
+	}
+}
+
+// judged is a source that a backend has brought.
+type judged struct {
+	from  Source
+	judge judge
+}
+
+func (s *judged) String() string { return s.from.String() }
+
+// Token asks the source. What it says of its settings is put where they are.
+func (s *judged) Token(ctx context.Context) (Token, error) {
+	t, err := s.from.Token(ctx)
+	if err == nil {
+		return s.judge.token(string(t.Value), s.String())
+	}
+	var e *backends.Error
+	switch {
+	case !errors.As(err, &e):
+		return Token{}, problem(backends.Unavailable, s.String(), "%w", err)
+	case e.Kind == backends.KindMisconfigured:
+		return Token{}, s.judge.misconfigured(e.Field, s.String(), "%w", e.Err)
+	case e.Kind == backends.KindRefused:
+		return Token{}, problem(backends.Refused, s.String(), "%w", e.Err)
+	default:
+		return Token{}, problem(backends.Unavailable, s.String(), "%w", e.Err)
 	}
 }
 

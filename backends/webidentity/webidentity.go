@@ -26,7 +26,16 @@ type Token struct {
 	Expires time.Time
 }
 
+// Sources are the sources that a backend brings, since not every program is to carry what they need. It gives the same ones to Validate and to New.
+type Sources struct {
+	// AWS makes the source of the setting `aws`: awsidentity.New, with AWS's SDK. What becomes of its tokens, and where in the settings its errors point, is decided here. nil: the setting is
+	// refused.
+	AWS func(c AWS, audience string) Source
+	// InsteadOfAWS is what to do then, for the message.
+	InsteadOfAWS string
+}
+
 // New makes the source that c names; c has passed Validate. It neither reads nor connects. An audience in c replaces defaultAudience.
-func New(c Config, defaultAudience string) (Source, error) {
-	return newSource(c, defaultAudience, realWorld())
+func New(c Config, defaultAudience string, from Sources) (Source, error) {
+	return newSource(c, defaultAudience, from, realWorld())
 }

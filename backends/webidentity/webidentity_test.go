@@ -109,12 +109,26 @@ func testWorld(vars ...string) world {
 	return w
 }
 
+// brought is a source that a backend brings.
+type brought struct {
+	AWS
+	audience string
+	token    Token
+	err      error
+}
+
+func (b *brought) String() string                       { return "a source that is brought" }
+func (b *brought) Token(context.Context) (Token, error) { return b.token, b.err }
+
+// testSources has one of each; it has no SDK, so that neither do these tests.
+var testSources = Sources{AWS: func(c AWS, audience string) Source { return &brought{AWS: c, audience: audience} }}
+
 func source(t *testing.T, c Config, w world) Source {
 	t.Helper()
-	if err := c.Validate("webIdentity"); err != nil {
+	if err := c.Validate("webIdentity", testSources); err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSource(c, aws, w)
+	s, err := newSource(c, aws, testSources, w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,11 +187,63 @@ func TestJudge(t *testing.T) {
 
 func TestNewWantsOneSource(t *testing.T) {
 	for _, c := range []Config{{}, {Audience: "a"}, {File: &File{Path: "/a"}, SPIFFE: &SPIFFE{}}} {
-		if s, err := New(c, aws); err == nil {
+		if s, err := New(c, aws, Sources{}); err == nil {
 			t.Errorf("%+v gives %v", c, s)
 		}
 	}
-	if s, err := New(Config{GoogleMetadata: &GoogleMetadata{}}, aws); err != nil || s == nil {
+	if s, err := New(Config{GoogleMetadata: &GoogleMetadata{}}, aws, Sources{}); err != nil || s == nil {
 		t.Error(err)
+	}
+}
+
+// TestBrought: what a source of a backend's gives is judged as that of the others, and what it says is put as they would.
+func TestBrought(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		token Token
+		err   error
+		want  *failure
+	}{
+		{name: "a token", token: Token{Value: backends.Secret(jwt(nil))}},
+		{name: "none", want: unavailable("identity token from a source that is brought: it is empty")},
+		{name: "another's", token: Token{Value: backends.Secret(jwt(map[string]any{"aud": "x"}))}, want: misconfigured("webIdentity.aws", `audience "x" and not for "sts.amazonaws.com"`)},
+		{name: "a token that has expired", token: Token{Value: backends.Secret(jwt(map[string]any{"exp": 1}))}, want: unavailable("it expired at")},
+		{name: "a refusal", err: backends.Refused(errors.New("no")), want: refused("identity token from a source that is brought: no")},
+		{name: "no answer", err: backends.Unavailable(errors.New("no")), want: unavailable("identity token from a source that is brought: no")},
+		{name: "a problem of its settings", err: backends.InvalidConfig(".region", "want one"), want: misconfigured("webIdentity.aws.region", "webIdentity.aws.region: identity token from a source that is brought: want one")},
+		{name: "a problem of all its settings", err: backends.InvalidConfig("", "want some"), want: misconfigured("webIdentity.aws", "want some")},
+		{name: "an error of no kind", err: errors.New("no"), want: unavailable("identity token from a source that is brought: no")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var asked *brought
+			s, err := New(Config{AWS: &AWS{}}, aws, Sources{AWS: func(c AWS, audience string) Source {
+				asked = &brought{AWS: c, audience: audience, token: tt.token, err: tt.err}
+				return asked
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if asked.SigningAlgorithm != RS256 || asked.Duration != 5*time.Minute || asked.audience != aws {
+				t.Errorf("defaults: %+v", asked)
+			}
+			token, err := s.Token(t.Context())
+			check(t, s, token, err, tt.want)
+			if tt.want == nil && token.Expires.IsZero() {
+				t.Error("the token's end is not told")
+			}
+		})
+	}
+}
+
+func TestNotOffered(t *testing.T) {
+	c, from := Config{AWS: &AWS{Region: "?"}}, Sources{InsteadOfAWS: "do that"}
+	_, made := New(c, aws, from)
+	for _, err := range []error{made, c.Validate("webIdentity", from)} {
+		if kind, field := kindOf(err); err == nil || kind != backends.KindMisconfigured || field != "webIdentity.aws" || !strings.Contains(err.Error(), "this backend does not take it: do that") || strings.Contains(err.Error(), "region") {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := (Config{}).Validate("webIdentity", from); err == nil || strings.Contains(err.Error(), "aws") {
+		t.Errorf("a source is named that is not offered: %v", err)
 	}
 }

@@ -37,6 +37,25 @@ func TestNoPullCarriesWhatOnlyACheckNeeds(t *testing.T) {
 	}
 }
 
+// TestNoPullCarriesAnotherCloudsLibrary: the source of identity tokens that brings AWS's is for the backends that offer it. It has it, or this test would see nothing.
+func TestNoPullCarriesAnotherCloudsLibrary(t *testing.T) {
+	for program, carries := range map[string]bool{".": false, "../gar-check": false, "../credential-broker": false, "../../backends/webidentity": false, "../../backends/webidentity/awsidentity": true} {
+		out, err := exec.Command("go", "list", "-deps", program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for name := range strings.FieldsSeq(string(out)) {
+			if strings.HasPrefix(name, "github.com/aws/") {
+				got = append(got, name)
+			}
+		}
+		if (len(got) > 0) != carries {
+			t.Errorf("%s has %q", program, got)
+		}
+	}
+}
+
 // TestGetShowsTheCheck: the broker, the backend and gar-check as they are installed.
 func TestGetShowsTheCheck(t *testing.T) {
 	dir := t.TempDir()

@@ -49,8 +49,7 @@ func (c *Cloud) AddAzureRegistry(r AzureRegistry) {
 	c.mu.Lock()
 	known := c.acr.registries[r.Host] != nil
 	if c.acr.issuer == nil {
-		c.acr.issuer = &Issuer{c: c, url: "Azure Container Registry"}
-		c.acr.issuer.Rotate()
+		c.acr.issuer = c.newIssuer("Azure Container Registry", 0)
 	}
 	c.acr.registries[r.Host] = &azureRegistry{AzureRegistry: r, id: strings.ReplaceAll(newUUID(), "-", ""), pullers: map[string]bool{}, readers: map[string][]string{}, life: 3 * time.Hour}
 	c.mu.Unlock()

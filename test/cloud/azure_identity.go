@@ -9,7 +9,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -213,15 +215,10 @@ const arcTokens = "/var/opt/azcmagent/tokens"
 // AzureArc is Azure Arc's on a server elsewhere (https://learn.microsoft.com/azure/azure-arc/servers/managed-identity-authentication). It has to write below /var/opt, which it says in an error if
 // it may not.
 func (c *Cloud) AzureArc(id ManagedIdentity) (*IdentityEndpoint, error) {
-	if err := os.MkdirAll(arcTokens, 0o700); err != nil {
-		return nil, fmt.Errorf("making Azure Arc's directory: %w", err)
-	}
-	probe, err := os.CreateTemp(arcTokens, "*.key")
+	mark, err := markArc()
 	if err != nil {
-		return nil, fmt.Errorf("writing to Azure Arc's directory: %w", err)
+		return nil, err
 	}
-	_ = probe.Close()
-	_ = os.Remove(probe.Name())
 	e := c.identityEndpoint("Microsoft.HybridCompute/machines/server-1", id)
 	c.atClose(func() {
 		e.mu.Lock()
@@ -229,11 +226,28 @@ func (c *Cloud) AzureArc(id ManagedIdentity) (*IdentityEndpoint, error) {
 		for _, file := range e.challenges {
 			_ = os.Remove(file)
 		}
-		_ = os.Remove(arcTokens) // unless somebody else has something there
+		_ = os.Remove(mark)
+		_, _ = os.Remove(arcTokens), os.Remove(filepath.Dir(arcTokens)) // unless somebody else has something there
 	})
 	at := c.mustListen("azure-arc", e.handler("azure-arc", writeIMDS, e.judgeArc))
 	e.environ = []string{"IDENTITY_ENDPOINT=" + at + "/metadata/identity/oauth2/token", "IMDS_ENDPOINT=" + at}
 	return e, nil
+}
+
+// markArc makes Azure Arc's directory with a file in it. While that is there, no other cloud takes the directory away when it is closed.
+func markArc() (file string, err error) {
+	for {
+		var mark *os.File
+		if err = os.MkdirAll(arcTokens, 0o700); err == nil {
+			mark, err = os.CreateTemp(arcTokens, "cloud-*")
+		}
+		switch {
+		case err == nil:
+			return mark.Name(), mark.Close()
+		case !errors.Is(err, fs.ErrNotExist): // which one has just seen to
+			return "", fmt.Errorf("making a file in Azure Arc's directory: %w", err)
+		}
+	}
 }
 
 func (e *IdentityEndpoint) judgeArc(w http.ResponseWriter, r *http.Request) (ManagedIdentity, url.Values, *refusal) {

@@ -14,7 +14,8 @@
 // Host names: API endpoints of all partitions and kinds, FIPS names only where AWS documents them; a name that does not exist is a 502 of the proxy.
 // Signatures: by signing again; key, session token, expiry, partition, region and service in the scope, the time (5 minutes for ECR, 15 for STS), what must be signed, the body.
 // STS: GetCallerIdentity, AssumeRole and AssumeRoleWithWebIdentity, with the limits of their parameters, trust policies, both sides' policies across accounts, external
-// IDs, session tags, an hour for chained roles, and tokens verified against the key set that their issuer publishes.
+// IDs, session tags, an hour for chained roles, and tokens verified against the key set that their issuer publishes. GetWebIdentityToken: regional endpoints only, its permissions and limits,
+// whether the account has enabled it, tokens by either algorithm that last no longer than the session.
 // ECR: tokens for 12 hours, tied to identity, region and partition; repositories' policies, pull-through caches. ECR Public: us-east-1, keys of the aws partition only.
 // Metadata: IMDSv2's tokens; the container endpoint's authorization. IAM Identity Center: GetRoleCredentials.
 //

@@ -326,9 +326,7 @@ func unknownTenant(id, page string) aadsts {
 }
 
 func (*Cloud) publish(w http.ResponseWriter, i *Issuer) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	writeJSON(w, http.StatusOK, i.keys)
+	writeJSON(w, http.StatusOK, i.published())
 }
 
 // discovery is the tenant's metadata (https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc#fetch-the-openid-configuration-document).

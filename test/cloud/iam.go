@@ -67,6 +67,7 @@ type iam struct {
 	users     map[string][]Statement              // by ARN
 	keys      map[string]*accessKey               // by access key ID
 	providers map[string]map[string]*oidcProvider // by account ("aws/123456789012"), then issuer without scheme
+	issuing   map[string]*Issuer                  // of accounts that may issue tokens, as providers
 	passwords map[string]*password                // of registries
 	bearers   map[string]bool                     // tokens of ECR Public's token endpoint
 	sso       map[string]ssoSession               // by access token
@@ -75,7 +76,7 @@ type iam struct {
 func (c *Cloud) startAWS() {
 	c.aws = iam{
 		roles: map[string]*Role{}, users: map[string][]Statement{}, keys: map[string]*accessKey{}, providers: map[string]map[string]*oidcProvider{},
-		passwords: map[string]*password{}, bearers: map[string]bool{}, sso: map[string]ssoSession{},
+		issuing: map[string]*Issuer{}, passwords: map[string]*password{}, bearers: map[string]bool{}, sso: map[string]ssoSession{},
 	}
 	c.startPublicRegistry()
 }
@@ -83,7 +84,6 @@ func (c *Cloud) startAWS() {
 // accessKey is a pair of keys, with a session token where they are temporary.
 type accessKey struct {
 	Keys
-	expires time.Time // zero: never
 	principal
 }
 
@@ -94,6 +94,8 @@ type principal struct {
 	role   string      // the role's ARN, if this is a session of one
 	bound  []Statement // session policy; nil: none
 	tags   map[string]string
+	// expires is when the session does, or the zero time: the user's keys do not.
+	expires time.Time
 }
 
 type oidcProvider struct{ audiences []string }
@@ -154,10 +156,10 @@ func (c *Cloud) session(roleARN, name string, life time.Duration, bound []Statem
 	defer c.mu.Unlock()
 	id := "AROA" + random(17)
 	k := &accessKey{
-		Keys:    Keys{AccessKeyID: "ASIA" + random(16), SecretAccessKey: random(40), SessionToken: "IQoJb3JpZ2luX2Vj" + random(400)},
-		expires: now.Add(life).Truncate(time.Second),
+		Keys: Keys{AccessKeyID: "ASIA" + random(16), SecretAccessKey: random(40), SessionToken: "IQoJb3JpZ2luX2Vj" + random(400)},
 		principal: principal{
 			arn: "arn:" + a.partition + ":sts::" + a.account + ":assumed-role/" + path.Base(a.resource) + "/" + name, userID: id + ":" + name, role: roleARN, bound: bound, tags: tags,
+			expires: now.Add(life).Truncate(time.Second),
 		},
 	}
 	c.aws.keys[k.AccessKeyID] = k
@@ -166,16 +168,21 @@ func (c *Cloud) session(roleARN, name string, life time.Duration, bound []Statem
 
 // AddOIDCProvider makes an OIDC issuer known to an account ("123456789012", or its root ARN for an account outside the aws partition), with the audiences (client IDs) that it accepts.
 func (c *Cloud) AddOIDCProvider(account, issuerURL string, audiences ...string) {
-	key := "aws/" + account
-	if a, ok := parseARN(account); ok {
-		key = a.partition + "/" + a.account
-	}
+	key := accountKey(account)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.aws.providers[key] == nil {
 		c.aws.providers[key] = map[string]*oidcProvider{}
 	}
 	c.aws.providers[key][withoutScheme(issuerURL)] = &oidcProvider{audiences}
+}
+
+// accountKey is "aws/123456789012" of an account's ID or root ARN.
+func accountKey(account string) string {
+	if a, ok := parseARN(account); ok {
+		return a.partition + "/" + a.account
+	}
+	return "aws/" + account
 }
 
 func withoutScheme(url string) string { return strings.TrimPrefix(url, "https://") }

@@ -27,9 +27,9 @@ type Issuer struct {
 	url string
 
 	mu        sync.Mutex
-	key       any // that it signs with
-	algorithm jose.SignatureAlgorithm
-	keys      jose.JSONWebKeySet // that it publishes
+	algorithm jose.SignatureAlgorithm                     // that Token signs by
+	signing   map[jose.SignatureAlgorithm]jose.JSONWebKey // that it signs with
+	keys      jose.JSONWebKeySet                          // that it publishes
 }
 
 // AddIssuer makes an issuer, or gives the one that is there. The URL is https; a path is fine.
@@ -51,11 +51,10 @@ func (c *Cloud) addIssuer(issuerURL string, like *Issuer) *Issuer {
 		}
 	}
 	if i == nil {
-		i = &Issuer{c: c, url: issuerURL}
-		if like == nil {
-			i.Rotate()
-		} else {
-			i.key, i.algorithm, i.keys.Keys = like.key, like.algorithm, slices.Clone(like.keys.Keys)
+		if i = c.newIssuer(issuerURL, len(c.issuers)+1); like != nil {
+			like.mu.Lock()
+			i.algorithm, i.signing, i.keys.Keys = like.algorithm, maps.Clone(like.signing), slices.Clone(like.keys.Keys)
+			like.mu.Unlock()
 		}
 		c.issuers[issuerURL] = i
 	}
@@ -66,17 +65,43 @@ func (c *Cloud) addIssuer(issuerURL string, like *Issuer) *Issuer {
 	return i
 }
 
-// URL is the issuer's, as in iss.
-func (i *Issuer) URL() string { return i.url }
+// newIssuer is an issuer with the nth of the first keys. Azure's registries have number 0.
+func (c *Cloud) newIssuer(name string, n int) *Issuer {
+	i := &Issuer{c: c, url: name, signing: map[jose.SignatureAlgorithm]jose.JSONWebKey{}}
+	i.use(firstKeys.at(n), jose.RS256)
+	return i
+}
 
-// Rotate makes a new RSA key, signs with it from now on, and goes on publishing the old ones.
-func (i *Issuer) Rotate() {
+// firstKeys are the keys that issuers begin with, one for each issuer of a cloud. They are made once in a process, since that takes longer than all else that a cloud does.
+var firstKeys rsaKeys
+
+type rsaKeys struct {
+	mu   sync.Mutex
+	made []*rsa.PrivateKey
+}
+
+func (k *rsaKeys) at(n int) *rsa.PrivateKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(k.made) <= n {
+		k.made = append(k.made, newRSAKey())
+	}
+	return k.made[n]
+}
+
+func newRSAKey() *rsa.PrivateKey {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		panic(err)
 	}
-	i.use(key, jose.RS256)
+	return key
 }
+
+// URL is the issuer's, as in iss.
+func (i *Issuer) URL() string { return i.url }
+
+// Rotate makes a new RSA key, signs with it from now on, and goes on publishing the old ones.
+func (i *Issuer) Rotate() { i.use(newRSAKey(), jose.RS256) }
 
 // UseES256 makes a P-256 key and signs with it from now on.
 func (i *Issuer) UseES256() {
@@ -87,14 +112,37 @@ func (i *Issuer) UseES256() {
 	i.use(key, jose.ES256)
 }
 
+// alsoES384 makes a P-384 key beside the one that it signs with, for those who ask for a token that is signed by it.
+func (i *Issuer) alsoES384() {
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	i.publish(key, jose.ES384)
+}
+
 func (i *Issuer) use(key any, algorithm jose.SignatureAlgorithm) {
+	i.publish(key, algorithm)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.key, i.algorithm = jose.JSONWebKey{Key: key, KeyID: random(16)}, algorithm
-	private, _ := i.key.(jose.JSONWebKey)
+	i.algorithm = algorithm
+}
+
+func (i *Issuer) publish(key any, algorithm jose.SignatureAlgorithm) {
+	private := jose.JSONWebKey{Key: key, KeyID: random(16)}
 	public := private.Public()
 	public.Algorithm, public.Use = string(algorithm), "sig"
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.signing[algorithm] = private
 	i.keys.Keys = append(i.keys.Keys, public)
+}
+
+// published are the keys that it publishes.
+func (i *Issuer) published() jose.JSONWebKeySet {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return jose.JSONWebKeySet{Keys: slices.Clone(i.keys.Keys)}
 }
 
 // ForgetKeys publishes no key any more, so that no token of this issuer can be verified until it makes a new one.
@@ -115,8 +163,16 @@ func (i *Issuer) Token(claims map[string]any) string {
 		panic(err)
 	}
 	i.mu.Lock()
+	algorithm := i.algorithm
+	i.mu.Unlock()
+	return i.sign(payload, algorithm)
+}
+
+// sign makes a JWT of the claims.
+func (i *Issuer) sign(payload []byte, algorithm jose.SignatureAlgorithm) string {
+	i.mu.Lock()
 	defer i.mu.Unlock()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: i.algorithm, Key: i.key}, (&jose.SignerOptions{}).WithType("JWT"))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: algorithm, Key: i.signing[algorithm]}, (&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
 		panic(err)
 	}
@@ -141,16 +197,14 @@ func (c *Cloud) serveIssuers(w http.ResponseWriter, r *http.Request) {
 		if i := c.issuer(base); i != nil {
 			writeJSON(w, http.StatusOK, map[string]any{
 				"issuer": i.url, "jwks_uri": strings.TrimSuffix(i.url, "/") + "/.well-known/jwks.json", "response_types_supported": []string{"id_token"},
-				"subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"RS256", "ES256"},
+				"subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"RS256", "ES256", "ES384"},
 			})
 			return
 		}
 	}
 	if base, ok := strings.CutSuffix(address, "/.well-known/jwks.json"); ok {
 		if i := c.issuer(base); i != nil {
-			i.mu.Lock()
-			defer i.mu.Unlock()
-			writeJSON(w, http.StatusOK, i.keys)
+			writeJSON(w, http.StatusOK, i.published())
 			return
 		}
 	}

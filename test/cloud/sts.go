@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
@@ -57,7 +58,7 @@ func (c *Cloud) stsAPI(e endpoint) http.Handler {
 }
 
 func (c *Cloud) callSTS(call *stsCall, operation string, body []byte) (any, *refusal) {
-	if version := call.form.Get("Version"); version != "2011-06-15" || !slices.Contains([]string{"GetCallerIdentity", "AssumeRole", "AssumeRoleWithWebIdentity"}, operation) {
+	if version := call.form.Get("Version"); version != "2011-06-15" || !slices.Contains([]string{"GetCallerIdentity", "AssumeRole", "AssumeRoleWithWebIdentity", "GetWebIdentityToken"}, operation) {
 		return nil, &refusal{http.StatusBadRequest, "InvalidAction", "Could not find operation " + operation + " for version " + version}
 	}
 	if operation == "AssumeRoleWithWebIdentity" { // its token is all the proof that it needs
@@ -68,8 +69,11 @@ func (c *Cloud) callSTS(call *stsCall, operation string, body []byte) (any, *ref
 		return nil, no
 	}
 	entryOf(call.r).principal(caller.arn)
-	if operation == "AssumeRole" {
+	switch operation {
+	case "AssumeRole":
 		return call.assumeRole(caller)
+	case "GetWebIdentityToken":
+		return call.webIdentityToken(caller)
 	}
 	return callerIdentity{Arn: caller.arn, UserID: caller.userID, Account: caller.account()}, nil
 }
@@ -246,6 +250,17 @@ func (call *stsCall) externalIDAndTags() (string, map[string]string, *refusal) {
 	); no != nil {
 		return "", nil, no
 	}
+	tags, no := call.tags()
+	for key := range tags {
+		if strings.HasPrefix(strings.ToLower(key), "aws:") {
+			return "", nil, &refusal{http.StatusBadRequest, "InvalidParameterValue", "Tag keys cannot start with the prefix aws:"}
+		}
+	}
+	return external, tags, no
+}
+
+// tags reads Tags.
+func (call *stsCall) tags() (map[string]string, *refusal) {
 	tags := map[string]string{}
 	seen := map[string]bool{} // AWS holds tag keys that differ in case only for one
 	for n := 1; call.form.Has(fmt.Sprintf("Tags.member.%d.Key", n)); n++ {
@@ -259,18 +274,15 @@ func (call *stsCall) externalIDAndTags() (string, map[string]string, *refusal) {
 			constraint{utf8.RuneCountInString(value) > 256, where + "value", value, atMost(256)},
 			constraint{!tagPattern.MatchString(value), where + "value", value, `Member must satisfy regular expression pattern: [\p{L}\p{Z}\p{N}_.:/=+\-@]*`},
 		); no != nil {
-			return "", nil, no
+			return nil, no
 		}
 		if seen[strings.ToLower(key)] {
-			return "", nil, &refusal{http.StatusBadRequest, "InvalidParameterValue", "Duplicate tag keys found. Please note that Tag keys are case insensitive."}
-		}
-		if strings.HasPrefix(strings.ToLower(key), "aws:") {
-			return "", nil, &refusal{http.StatusBadRequest, "InvalidParameterValue", "Tag keys cannot start with the prefix aws:"}
+			return nil, &refusal{http.StatusBadRequest, "InvalidParameterValue", "Duplicate tag keys found. Please note that Tag keys are case insensitive."}
 		}
 		seen[strings.ToLower(key)] = true
 		tags[key] = value
 	}
-	return external, tags, nil
+	return tags, nil
 }
 
 // sessionPolicy reads Policy, of which it knows Allow, Action and Resource only. PolicyArns are refused: nobody here has managed policies.
@@ -429,7 +441,11 @@ func (call *stsCall) webIdentity(token string) (*webIdentity, *refusal) {
 	a, _ := parseARN(call.form.Get("RoleArn"))
 	call.c.mu.Lock()
 	provider := call.c.aws.providers[a.partition+"/"+a.account][withoutScheme(web.issuer)]
+	own := slices.ContainsFunc(slices.Collect(maps.Values(call.c.aws.issuing)), func(i *Issuer) bool { return i.url == web.issuer })
 	call.c.mu.Unlock()
+	if own { // https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_outbound_getting_started.html; the words are made up
+		return nil, invalid("AWS takes no token that it has issued itself")
+	}
 	if provider == nil && web.issuer != GoogleIssuer { // Google is the one issuer here that AWS knows without being told
 		return nil, invalid("No OpenIDConnect provider found in your account for " + web.issuer)
 	}

@@ -162,7 +162,7 @@ func TestAnAgentThatHangsCostsItsSilenceAndNothingElse(t *testing.T) {
 	if o := n.pull(anImage, ""); o.isCold() || o.is(podsAndNodeAnswer(anImage, "")) != nil {
 		t.Fatalf("the agent does not answer: %+v", o)
 	}
-	_ = a.cmd.Process.Signal(syscall.SIGSTOP)
+	a.freeze()
 	for range 3 {
 		o := n.pull(anImage, "")
 		if err := o.is(podsAndNodeAnswer(anImage, "")); err != nil {

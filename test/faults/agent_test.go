@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -179,6 +180,19 @@ func (r *running) end() {
 	}
 	if !r.cmd.ProcessState.Success() {
 		r.Errorf("SIGTERM: the agent ended with %v", r.cmd.ProcessState)
+	}
+}
+
+// freeze stops it as a debugger does, until it is sent SIGCONT. The signal is delivered at once, and takes effect when each thread has seen it: until then a request may still be answered.
+func (r *running) freeze() {
+	r.Helper()
+	_ = r.cmd.Process.Signal(syscall.SIGSTOP)
+	stands := func() bool {
+		states := threads(r.cmd.Process.Pid)
+		return len(states) > 0 && !slices.ContainsFunc(states, func(state string) bool { return state != "T" })
+	}
+	if !until(grace, stands) {
+		r.Fatalf("the agent does not stop on SIGSTOP: its threads are in the states %q", threads(r.cmd.Process.Pid))
 	}
 }
 

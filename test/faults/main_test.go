@@ -445,27 +445,41 @@ func processes() map[int]process {
 	all := map[int]process{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue
-		}
-		var p process
-		open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
-		if open < 0 || end < 0 {
-			continue
-		}
-		p.name = string(data[open+1 : end])
-		if _, err := fmt.Sscan(string(data[:open]), &p.pid); err != nil {
-			continue
-		}
-		if _, err := fmt.Sscan(string(data[end+1:]), &p.state, &p.parent); err != nil {
-			continue
-		}
-		if p.state != "Z" && p.state != "X" {
+		if p, ok := readStat(file); ok && p.state != "Z" && p.state != "X" {
 			all[p.pid] = p
 		}
 	}
 	return all
+}
+
+// threads are the states of a process's threads, as proc_pid_stat(5) has them; none where there is no such process.
+func threads(pid int) []string {
+	var states []string
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range stats {
+		if t, ok := readStat(file); ok {
+			states = append(states, t.state)
+		}
+	}
+	return states
+}
+
+// readStat reads what /proc says of a process, or of a thread; false: it has ended meanwhile.
+func readStat(file string) (p process, ok bool) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return p, false
+	}
+	open, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
+	if open < 0 || end < 0 {
+		return p, false
+	}
+	p.name = string(data[open+1 : end])
+	if _, err := fmt.Sscan(string(data[:open]), &p.pid); err != nil {
+		return p, false
+	}
+	_, err = fmt.Sscan(string(data[end+1:]), &p.state, &p.parent)
+	return p, err == nil
 }
 
 // marked are the processes with the bench's mark in their environment.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,7 +53,7 @@ var withClouds = sync.OnceValues(func() (built, error) {
 	if err != nil {
 		return b, err
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar")
+	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar", "./cmd/credential-backend-acr")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -237,7 +238,8 @@ func (w *world) environment() []envVar {
 	values := map[string]string{}
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
-		if upper := strings.ToUpper(name); strings.HasPrefix(upper, "AWS_") || strings.HasPrefix(upper, "GCE_") || strings.HasPrefix(upper, "GOOGLE_") || strings.HasPrefix(upper, "AZURE_") || strings.HasPrefix(upper, "SPIFFE_") || strings.HasSuffix(upper, "_PROXY") {
+		upper := strings.ToUpper(name)
+		if strings.HasSuffix(upper, "_PROXY") || slices.ContainsFunc([]string{"AWS_", "GCE_", "GOOGLE_", "AZURE_", "IDENTITY_", "MSI_", "IMDS_", "SPIFFE_"}, func(prefix string) bool { return strings.HasPrefix(upper, prefix) }) {
 			values[name] = ""
 		}
 	}
@@ -278,7 +280,7 @@ func (w *world) read(name string) string {
 func (w *world) askers() []string {
 	var all []string
 	for _, r := range w.Requests() {
-		if r.Operation == "GetAuthorizationToken" && r.Status == http.StatusOK {
+		if (r.Operation == "GetAuthorizationToken" || r.Service == "acr" && r.Operation == "exchange") && r.Status == http.StatusOK {
 			all = append(all, r.Principal)
 		}
 	}
@@ -680,62 +682,72 @@ func TestECRPodsAreKeptApart(t *testing.T) {
 				"team-a/tester": common, "team-b/tester": common, "team-a/plain": "", "team-b/thief": "arn:aws:iam::" + ecrAccount + ":role/team-a",
 			}
 			w.start()
-			pods := []struct {
-				pod        pod
-				repository string // the one that it can pull from
-				account    string // pods of one may share; empty: it has no credential
-			}{
-				{builder, "team-a", "team-a.builder"},
-				{pod{Namespace: "team-a", Name: "build-2", UID: "u3", ServiceAccount: "builder"}, "team-a", "team-a.builder"},
-				{tester, "team-b", "team-b.builder"},
-				{pod{Namespace: "team-a", Name: "t-1", UID: "u4", ServiceAccount: "tester"}, "common", "team-a.tester"},
-				{pod{Namespace: "team-b", Name: "t-1", UID: "u5", ServiceAccount: "tester"}, "common", "team-b.tester"},
-				{pod{Namespace: "team-a", Name: "p-1", UID: "u6", ServiceAccount: "plain"}, "node", "node"},
-				{pod{Namespace: "team-b", Name: "thief-1", UID: "u7", ServiceAccount: "thief"}, "team-a", ""},
-			}
-			owner := map[string]string{} // of each password
-			for round := range 3 {
-				got := make([][]behaviour.Value, len(pods))
-				before := w.starts()
-				var all sync.WaitGroup
-				for i, p := range pods {
-					all.Go(func() { got[i] = w.lookup(ecrHost+"/"+p.repository+"/app", p.pod) })
-				}
-				all.Wait()
-				if round > 0 && w.starts() != before+1 { // for the one that is refused
-					t.Errorf("round %d: the broker is started %d times, though the kubelet has the credentials", round, w.starts()-before)
-				}
-				for i, p := range pods {
-					if p.account == "" {
-						if len(got[i]) > 0 {
-							t.Errorf("%+v has %d credentials", p.pod, len(got[i]))
-						}
-						continue
-					}
-					if len(got[i]) != 1 {
-						t.Fatalf("%+v has %d credentials\n%s", p.pod, len(got[i]), w.read("stderr"))
-					}
-					password := got[i][0].Password
-					if was, known := owner[password]; known && was != p.account {
-						t.Errorf("%+v has the credential of %s", p.pod, was)
-					}
-					owner[password] = p.account
-					for _, repository := range []string{"node", "team-a", "team-b", "common"} {
-						if err := w.Pull(ecrHost+"/"+repository, "AWS", password); (err == nil) != (repository == p.repository) {
-							t.Errorf("%+v pulls from %s: %v", p.pod, repository, err)
-						}
-					}
-				}
-			}
-			if len(owner) > len(pods)-1 {
-				t.Errorf("%d credentials for %d pods", len(owner), len(pods)-1)
-			}
+			w.keptApart(ecrHost)
 			for _, asker := range w.askers() {
 				if name := asker[strings.LastIndex(asker, "/")+1:]; !strings.HasPrefix(name, "team-") && asker != ecrUser {
 					t.Errorf("the session of %s does not name its service account", asker)
 				}
 			}
 		})
+	}
+}
+
+// apart are pods that pull at the same time.
+var apart = []struct {
+	pod        pod
+	repository string // the one that it can pull from
+	account    string // pods of one may share; empty: it has no credential
+}{
+	{builder, "team-a", "team-a.builder"},
+	{pod{Namespace: "team-a", Name: "build-2", UID: "u3", ServiceAccount: "builder"}, "team-a", "team-a.builder"},
+	{tester, "team-b", "team-b.builder"},
+	{pod{Namespace: "team-a", Name: "t-1", UID: "u4", ServiceAccount: "tester"}, "common", "team-a.tester"},
+	{pod{Namespace: "team-b", Name: "t-1", UID: "u5", ServiceAccount: "tester"}, "common", "team-b.tester"},
+	{pod{Namespace: "team-a", Name: "p-1", UID: "u6", ServiceAccount: "plain"}, "node", "node"},
+	{pod{Namespace: "team-b", Name: "thief-1", UID: "u7", ServiceAccount: "thief"}, "team-a", ""},
+}
+
+var apartFrom = []string{"node", "team-a", "team-b", "common"}
+
+// keptApart has them pull from a registry, again and again.
+func (w *world) keptApart(host string) {
+	w.Helper()
+	owner := map[string]string{} // of each password
+	for round := range 3 {
+		got := make([][]behaviour.Value, len(apart))
+		before := w.starts()
+		var all sync.WaitGroup
+		for i, p := range apart {
+			all.Go(func() { got[i] = w.lookup(host+"/"+p.repository+"/app", p.pod) })
+		}
+		all.Wait()
+		if round > 0 && w.starts() != before+1 { // for the one that is refused
+			w.Errorf("round %d: the broker is started %d times, though the kubelet has the credentials", round, w.starts()-before)
+		}
+		for i, p := range apart {
+			if p.account == "" {
+				if len(got[i]) > 0 {
+					w.Errorf("%+v has %d credentials", p.pod, len(got[i]))
+				}
+				continue
+			}
+			if len(got[i]) != 1 {
+				w.Fatalf("%+v has %d credentials\n%s", p.pod, len(got[i]), w.read("stderr"))
+			}
+			login := got[i][0]
+			if was, known := owner[login.Password]; known && was != p.account {
+				w.Errorf("%+v has the credential of %s", p.pod, was)
+			}
+			owner[login.Password] = p.account
+			for _, repository := range apartFrom {
+				if err := w.Pull(host+"/"+repository, login.Username, login.Password); (err == nil) != (repository == p.repository) {
+					w.Errorf("%+v pulls from %s: %v", p.pod, repository, err)
+				}
+			}
+		}
+	}
+	if len(owner) > len(apart)-1 {
+		w.Errorf("%d credentials for %d pods", len(owner), len(apart)-1)
 	}
 }
 

@@ -20,7 +20,7 @@ func ValidDomain(s string) bool {
 	return len(s) <= 253 && len(labels) > 1 && !slices.ContainsFunc(labels, func(label string) bool { return !ConsistsOf(label, "-", 1, 63) })
 }
 
-// ValidPattern: a "*" may stand in the first label only, so that no pattern is a whole domain of others.
+// ValidPattern takes a domain as ValidDomain does, of three labels at least; a "*" may stand in the first label only, so that no pattern is a whole domain of others.
 func ValidPattern(s string) bool {
 	first, rest, _ := strings.Cut(s, ".")
 	return ConsistsOf(first, "-*", 1, 63) && ValidDomain(rest)

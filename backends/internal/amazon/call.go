@@ -1,4 +1,4 @@
-package ecr
+package amazon
 
 import (
 	"context"
@@ -39,8 +39,8 @@ func (unlimited) GetToken(context.Context, uint) (func() error, error) {
 }
 func (unlimited) AddTokens(uint) error { return nil }
 
-// call is one call's retryer. It remembers the last failure, which the SDK forgets when time runs out while it waits for the next attempt.
-type call struct {
+// Call is one call's retryer. It remembers the last failure, which the SDK forgets when time runs out while it waits for the next attempt.
+type Call struct {
 	aws.RetryerV2
 	ctx context.Context //nolint:containedctx // lives as long as the call
 
@@ -52,8 +52,8 @@ type call struct {
 }
 
 // newCall gives the call, and the context to make it with.
-func newCall(ctx context.Context, r aws.RetryerV2) (context.Context, *call) {
-	c := &call{RetryerV2: r, ctx: ctx}
+func newCall(ctx context.Context, r aws.RetryerV2) (context.Context, *Call) {
+	c := &Call{RetryerV2: r, ctx: ctx}
 	return context.WithValue(ctx, callKey{}, c), c
 }
 
@@ -64,7 +64,7 @@ type client struct{ *http.Client }
 
 // Do implements aws.HTTPClient.
 func (h client) Do(r *http.Request) (*http.Response, error) {
-	if c, ok := r.Context().Value(callKey{}).(*call); ok {
+	if c, ok := r.Context().Value(callKey{}).(*Call); ok {
 		c.mu.Lock()
 		c.host = r.URL.Host
 		c.mu.Unlock()
@@ -73,7 +73,7 @@ func (h client) Do(r *http.Request) (*http.Response, error) {
 }
 
 // GetAttemptToken waits for the rate that throttling has left; to whom it leaves none in time is throttled, too.
-func (c *call) GetAttemptToken(ctx context.Context) (func(error) error, error) {
+func (c *Call) GetAttemptToken(ctx context.Context) (func(error) error, error) {
 	release, err := c.RetryerV2.GetAttemptToken(ctx)
 	if err != nil {
 		err = &smithy.GenericAPIError{Code: "ThrottlingException"}
@@ -82,16 +82,16 @@ func (c *call) GetAttemptToken(ctx context.Context) (func(error) error, error) {
 }
 
 // IsErrorRetryable hears of every failure.
-func (c *call) IsErrorRetryable(err error) bool {
+func (c *Call) IsErrorRetryable(err error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx.Err() != nil {
 		return false
 	}
 	c.last, c.attempts = err, c.attempts+1
-	switch causeOf(err) {
-	case causeThrottled:
-	case causeUntrusted:
+	switch CauseOf(err) {
+	case CauseThrottled:
+	case CauseUntrusted:
 		return false
 	default:
 		if c.others++; c.others >= maxOtherAttempts {
@@ -102,7 +102,7 @@ func (c *call) IsErrorRetryable(err error) bool {
 }
 
 // RetryDelay does not wait for a time that there is not: then the failure is the answer.
-func (c *call) RetryDelay(attempt int, err error) (time.Duration, error) {
+func (c *Call) RetryDelay(attempt int, err error) (time.Duration, error) {
 	delay, delayErr := c.RetryerV2.RetryDelay(attempt, err)
 	if deadline, ok := c.ctx.Deadline(); delayErr == nil && ok && time.Now().Add(delay).After(deadline) {
 		return 0, err
@@ -111,7 +111,7 @@ func (c *call) RetryDelay(attempt int, err error) (time.Duration, error) {
 }
 
 // failure is why the call failed at last: not the end of its time, if there is something better.
-func (c *call) failure(err error) (attempts int, why error) {
+func (c *Call) failure(err error) (attempts int, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	op, called := errors.AsType[*smithy.OperationError](err)
@@ -121,7 +121,7 @@ func (c *call) failure(err error) (attempts int, why error) {
 	if c.ctx.Err() != nil && c.last != nil {
 		why = c.last
 	}
-	if _, ok := errors.AsType[*url.Error](why); !ok && c.host != "" && statusOf(why) == 0 && causeOf(why) == causeUnreachable {
+	if _, ok := errors.AsType[*url.Error](why); !ok && c.host != "" && statusOf(why) == 0 && CauseOf(why) == CauseUnreachable {
 		why = &url.Error{Op: http.MethodPost, URL: "https://" + c.host, Err: why}
 	}
 	if _, ok := errors.AsType[*smithy.OperationError](why); !ok && called {

@@ -1,4 +1,4 @@
-package ecr
+package amazon
 
 import (
 	"context"
@@ -118,8 +118,8 @@ type lazyIMDS struct {
 	imds *imds.Client
 }
 
-// GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
-func (l *lazyIMDS) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, options ...func(*imds.Options)) (*imds.GetMetadataOutput, error) {
+// client is made from what the SDK makes of environment and files.
+func (l *lazyIMDS) client() *imds.Client {
 	l.once.Do(func() {
 		l.imds = imds.NewFromConfig(*l.cfg, func(o *imds.Options) {
 			o.HTTPClient, o.Retryer = l.http.client, metadataRetryer()
@@ -128,5 +128,19 @@ func (l *lazyIMDS) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, o
 			}
 		})
 	})
-	return l.imds.GetMetadata(ctx, in, options...)
+	return l.imds
+}
+
+// GetMetadata implements ec2rolecreds.GetMetadataAPIClient.
+func (l *lazyIMDS) GetMetadata(ctx context.Context, in *imds.GetMetadataInput, options ...func(*imds.Options)) (*imds.GetMetadataOutput, error) {
+	return l.client().GetMetadata(ctx, in, options...)
+}
+
+// region is the instance's.
+func (l *lazyIMDS) region(ctx context.Context) (string, error) {
+	out, err := l.client().GetRegion(ctx, &imds.GetRegionInput{})
+	if err != nil {
+		return "", err
+	}
+	return out.Region, nil
 }

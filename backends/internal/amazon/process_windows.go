@@ -1,4 +1,4 @@
-package ecr
+package amazon
 
 import "golang.org/x/sys/windows"
 

@@ -1,6 +1,6 @@
 //go:build !windows
 
-package ecr
+package amazon
 
 import "github.com/kballard/go-shellquote"
 

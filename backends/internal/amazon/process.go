@@ -1,4 +1,4 @@
-package ecr
+package amazon
 
 import (
 	"context"
@@ -25,9 +25,9 @@ const processTimeout = time.Minute
 
 // processCredentials takes the place of what the SDK makes of a credential_process: the program has to pass the same checks as a backend's file, is started without a shell, and ends with
 // this process. The roles of the profiles that build on it are assumed as the SDK does.
-func (s *session) processCredentials(innermost *config.SharedConfig, options func(*sts.Options)) aws.CredentialsProvider {
+func (s *Session) processCredentials(innermost *config.SharedConfig, options func(*sts.Options)) aws.CredentialsProvider {
 	var provider aws.CredentialsProvider = aws.NewCredentialsCache(aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-		return runProcess(s.baseCall.ctx, innermost.CredentialProcess) //nolint:contextcheck // the cache takes the deadline from its own
+		return runProcess(s.call.ctx, innermost.CredentialProcess) //nolint:contextcheck // the cache takes the deadline from its own
 	}))
 	var roles []*config.SharedConfig // outermost first
 	for profile := &s.tried.shared; profile != nil; profile = profile.Source {
@@ -38,7 +38,7 @@ func (s *session) processCredentials(innermost *config.SharedConfig, options fun
 	for _, role := range slices.Backward(roles) {
 		with := provider
 		provider = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(
-			sts.NewFromConfig(s.cfg, options, func(o *sts.Options) { o.Credentials = with }), role.RoleARN,
+			sts.NewFromConfig(s.Config, options, func(o *sts.Options) { o.Credentials = with }), role.RoleARN,
 			func(o *stscreds.AssumeRoleOptions) {
 				o.RoleSessionName = role.RoleSessionName
 				if role.ExternalID != "" {
