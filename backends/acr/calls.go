@@ -112,7 +112,7 @@ func (c *calls) Do(r *http.Request) (*http.Response, error) {
 		last := exchange{host: r.URL.Host, link: onLink(r.URL.Hostname())}
 		resp, err := c.obedient(r, &last)
 		c.remember(last)
-		if !last.passing() || try == most || r.Body != nil && r.GetBody == nil {
+		if !last.passing() || try == most || r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
 			return resp, err
 		}
 		if last.status != http.StatusTooManyRequests { // for which obedient waits

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -246,8 +247,9 @@ func abac(_ *cloud.Cloud, cfg *Config) { cfg.Scope = ScopeImage }
 
 // TestAllWaitForAThrottledRegistry: a 429's Retry-After is obeyed by everybody who waits, whatever for, and then one asks for all.
 func TestAllWaitForAThrottledRegistry(t *testing.T) {
-	for service, operation := range map[string]string{"acr": "exchange", "entra": "token"} {
-		t.Run(service, func(t *testing.T) {
+	for _, asked := range []string{"acr challenge", "acr exchange", "entra token"} {
+		t.Run(asked, func(t *testing.T) {
+			service, operation, _ := strings.Cut(asked, " ")
 			c, tenant := setUp(t)
 			p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
 			c.GrantAcrPull(host, p.ObjectID)
@@ -271,6 +273,28 @@ func TestAllWaitForAThrottledRegistry(t *testing.T) {
 				t.Errorf("waited %s", slept)
 			}
 		})
+	}
+}
+
+// TestAMomentsTroubleIsNoFailure: whoever fails once, of those that a login asks, is asked again.
+func TestAMomentsTroubleIsNoFailure(t *testing.T) {
+	for _, asked := range []string{"acr challenge", "acr exchange", "entra discovery", "entra token"} {
+		for trouble, fault := range map[string]cloud.Fault{"broken": {Status: http.StatusServiceUnavailable}, "hanging up": {Reset: true}} {
+			t.Run(asked+", "+trouble, func(t *testing.T) {
+				c, tenant := setUp(t)
+				p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+				c.GrantAcrPull(host, p.ObjectID)
+				b := backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}})
+				b.azure.sleep = func(ctx context.Context, _ time.Duration) bool { return ctx.Err() == nil }
+				fault.Times = 1
+				fault.Service, fault.Operation, _ = strings.Cut(asked, " ")
+				c.Fail(fault)
+				pull(t, c, b, backends.Request{Image: image})
+				if n := count(c, fault.Service, fault.Operation); n != 2 {
+					t.Errorf("it was asked %d times", n)
+				}
+			})
+		}
 	}
 }
 
