@@ -208,6 +208,10 @@ func TestChecks(t *testing.T) {
 			own.ClientID = aClient
 			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.us"}, Identity: Identity{Anonymous: true}}, {Registries: []string{"*.azurecr.io"}, Identity: own}}
 		}, "", "AADSTS700016", refused},
+		"no image, and a registry with an identity of its own": {func(c *cloud.Cloud, _ string, cfg *Config) {
+			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.io"}, Identity: cfg.Identity}}
+			cfg.Identity = Identity{}
+		}, "", "", 0},
 		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = PodIdentityRequire }, "", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -310,7 +314,7 @@ func TestWhoHasNotTheTimeDoesNotAsk(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		_, err := b.Credentials(ctx, req)
 		cancel()
-		failed(t, err, unavailable, "HTTP status 429", "it wants to be asked again in")
+		failed(t, err, unavailable, "it wants to be asked again in", []string{"HTTP status 429", "is left alone for as long as it said", "is left alone for as long as it said"}[i])
 		if n := count(c, "acr", "exchange"); n != 1 {
 			t.Errorf("after request %d it was asked %d times", i, n)
 		}
@@ -320,6 +324,57 @@ func TestWhoHasNotTheTimeDoesNotAsk(t *testing.T) {
 	b.azure.now = clock.now
 	c.Heal()
 	pull(t, c, b, pod)
+}
+
+// TestWhoIsThrottledIsLeftAlone, and nobody else: Entra counts the calls of each application in each tenant, and whoever may annotate a service account chooses both.
+func TestWhoIsThrottledIsLeftAlone(t *testing.T) {
+	c, tenant := setUp(t)
+	own := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+	theirs := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Federated: federated("team-a", "builder")})
+	c.GrantAcrPull(host, own.ObjectID)
+	b := backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: own.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}})
+	c.Fail(cloud.Fault{Service: "entra", Operation: "token", RetryAfter: 10 * time.Minute})
+	pod := backends.Request{Image: image, Token: podToken(c, "team-a", "builder"), Annotations: annotated(theirs.ClientID, tenant)}
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err := b.Credentials(ctx, pod)
+		cancel()
+		failed(t, err, unavailable, "it wants to be asked again in")
+	}
+	if n := count(c, "entra", "token"); n != 1 {
+		t.Errorf("it was asked %d times", n)
+	}
+	c.Heal()
+	pull(t, c, b, backends.Request{Image: image})
+}
+
+// TestAThrottledClustersEndpointIsLeftAlone: it is that endpoint which is busy, and not Entra.
+func TestAThrottledClustersEndpointIsLeftAlone(t *testing.T) {
+	c, tenant := setUp(t)
+	p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{})
+	c.GrantAcrPull(host, p.ObjectID)
+	cluster := c.AddIssuer(clusterIssuer)
+	binding := c.IdentityBinding(tenant, cluster)
+	setenv(t, binding.Environ()...)
+	c.Fail(cloud.Fault{Service: "identity-binding", RetryAfter: time.Minute})
+	b := backendFor(t, c, Config{PodClientID: p.ClientID, PodTenantID: tenant, IdentityBindings: &IdentityBindings{}})
+	for _, account := range []string{"one", "two", "three"} {
+		binding.Bind(p.ClientID, "team-a", account)
+		token := cluster.Token(map[string]any{"aud": []string{"api://AKSIdentityBinding"}, "sub": "system:serviceaccount:team-a:" + account})
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err := b.Credentials(ctx, backends.Request{Image: image, Token: backends.Secret(token)})
+		cancel()
+		failed(t, err, unavailable, "it wants to be asked again in")
+	}
+	asked := 0
+	for _, r := range c.Requests() {
+		if r.Service == "identity-binding" {
+			asked++
+		}
+	}
+	if asked != 1 {
+		t.Errorf("it was asked %d times", asked)
+	}
 }
 
 // clock is one that moves by sleeping alone.

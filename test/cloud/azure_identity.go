@@ -37,7 +37,9 @@ type IdentityEndpoint struct {
 func (e *IdentityEndpoint) Environ() []string { return append([]string(nil), e.environ...) }
 
 func (c *Cloud) identityEndpoint(resource string, ids ...ManagedIdentity) *IdentityEndpoint {
-	return &IdentityEndpoint{identities: c.addIdentities(c.AddEntraTenant(EntraTenant{}).ID, resource, ids), secret: random(40), challenges: map[string]string{}}
+	e := &IdentityEndpoint{identities: c.addIdentities(c.AddEntraTenant(EntraTenant{}).ID, resource, ids), secret: random(40), challenges: map[string]string{}}
+	c.secrets.add(e.secret)
+	return e
 }
 
 // judge finds out which identity's token is asked for, and with what parameters.
@@ -278,8 +280,12 @@ func (e *IdentityEndpoint) challenge() (file string, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	secret := random(32) + strconv.Itoa(len(e.challenges))
+	e.c.secrets.add(secret)
 	file = filepath.Join(arcTokens, newUUID()+".key")
 	e.challenges[secret] = file
+	if err := os.MkdirAll(arcTokens, 0o700); err != nil { // another process may just have removed it
+		return "", err
+	}
 	return file, os.WriteFile(file, []byte(secret), 0o600)
 }
 

@@ -26,12 +26,13 @@ type Options struct {
 
 // Cloud is a running fake cloud. All its methods may be called at any time, by several at once.
 type Cloud struct {
-	now    func() time.Time
-	dir    string
-	ca     *authority
-	proxy  *proxy
-	cancel context.CancelFunc // ends handlers that hang
-	done   context.Context    //nolint:containedctx // the cloud's own life, which requests that hang must not outlast
+	now     func() time.Time
+	dir     string
+	ca      *authority
+	proxy   *proxy
+	cancel  context.CancelFunc // ends handlers that hang
+	done    context.Context    //nolint:containedctx // the cloud's own life, which requests that hang must not outlast
+	secrets secrets
 
 	mu            sync.Mutex
 	offset        time.Duration

@@ -119,6 +119,9 @@ func disabled(p servicePrincipal) *aadsts {
 // authenticateClient judges how a client proves who it is: by a secret or by an assertion, not both.
 func (c *Cloud) authenticateClient(t *tenant, p servicePrincipal, form url.Values) *aadsts {
 	secret, assertion := form.Get("client_secret"), form.Get("client_assertion")
+	if assertion != "" {
+		c.secrets.add(assertion)
+	}
 	switch {
 	case assertion == "" && secret == "":
 		return &aadsts{http.StatusUnauthorized, "invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'."}

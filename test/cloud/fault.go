@@ -16,7 +16,7 @@ type Fault struct {
 	// Status and Code are the answer. Defaults: the service's own way of saying that it is throttling.
 	Status int
 	Code   string
-	// Body replaces the answer's body, for tests that prove that nobody repeats it.
+	// Body replaces the answer's body, for tests that prove that nobody repeats it. Sent in it stands for what the request has brought.
 	Body string
 	// RetryAfter is the answer's Retry-After header, in whole seconds. 0: none.
 	RetryAfter time.Duration
@@ -90,7 +90,7 @@ func (c *Cloud) faulty(w http.ResponseWriter, r *http.Request, service, operatio
 	}
 	entryOf(r).code(f.Code)
 	w.WriteHeader(f.Status)
-	_, _ = w.Write([]byte(f.Body))
+	_, _ = w.Write([]byte(repeated(f.Body, r)))
 	return true
 }
 

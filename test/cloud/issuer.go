@@ -184,6 +184,7 @@ func (i *Issuer) sign(payload []byte, algorithm jose.SignatureAlgorithm) string 
 	if err != nil {
 		panic(err)
 	}
+	i.c.secrets.add(token)
 	return token
 }
 

@@ -4,10 +4,13 @@ package faults
 
 import (
 	"cmp"
+	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // see sso
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -77,10 +80,10 @@ func (r *region) secret(name, text string) string {
 	return text
 }
 
-// jwt has a token looked for: by its claims, of which messages may tell the issuer, the subject and the audience, and by its signature.
-func (r *region) jwt(name string) string {
-	token := r.aws.AddIssuer(ecrCluster).Token(object{
-		"aud": []string{"sts.amazonaws.com"}, "sub": ecrSubject, "jti": r.core("jti of the " + name),
+// jwt has a token of an issuer looked for: by its claims, of which messages may tell the issuer, the subject and the audience, and by its signature.
+func (r *region) jwt(name string, from *cloud.Issuer, audience string) string {
+	token := from.Token(object{
+		"aud": []string{audience}, "sub": ecrSubject, "jti": r.core("jti of the " + name),
 		"kubernetes.io": object{"namespace": "team-a", "serviceaccount": object{"name": "builder"}},
 	})
 	parts := strings.Split(token, ".")
@@ -89,6 +92,23 @@ func (r *region) jwt(name string) string {
 	r.cores[name+"'s jti"] = r.core("jti of the " + name)
 	r.words[name] = token
 	return token
+}
+
+// eksToken is one that the role takes.
+func (r *region) eksToken(name string) string {
+	return r.jwt(name, r.aws.AddIssuer(ecrCluster), "sts.amazonaws.com")
+}
+
+// privateKey has an RSA key in PEM (PKCS #8) looked for line by line, and as Go prints it.
+func (r *region) privateKey(text string) {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i, line := range lines[2 : len(lines)-2] { // the first line says only what kind of key it is
+		r.secret(fmt.Sprintf("private key's line %d", i), line)
+	}
+	block, _ := pem.Decode([]byte(text))
+	private := must(x509.ParsePKCS8PrivateKey(block.Bytes)).(*rsa.PrivateKey)
+	r.secret("private exponent", private.D.String())
+	r.secret("prime", private.Primes[0].String())
 }
 
 // all is every secret in one text.
@@ -150,7 +170,7 @@ func (r *region) webIdentity(source string, settings object) {
 
 // issuing is a server that gives the token to whoever knows a secret.
 func (r *region) issuing(status int) {
-	token, key := r.jwt("web identity token"), r.secret("header", "s."+r.core("header"))
+	token, key := r.eksToken("web identity token"), r.secret("header", "s."+r.core("header"))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		if q.Header.Get("X-Vault-Token") != key {
 			status = http.StatusForbidden
@@ -217,12 +237,12 @@ var ecrIdentities = []ecrIdentity{
 		secret := r.secret("secret access key", r.core("shared")+"/+x")
 		r.env = append(r.env, "AWS_SHARED_CREDENTIALS_FILE="+r.write("credentials", "[default]\naws_access_key_id = AKIAX\naws_secret_access_key "+secret+"\n["+secret+"\n", 0o600))
 	}, fails: "partial credentials"},
-	{name: "a pod's token", prepare: func(r *region) { r.token = r.jwt("pod's token") }, sts: true},
+	{name: "a pod's token", prepare: func(r *region) { r.token = r.eksToken("pod's token") }, sts: true},
 	{name: "a web identity's file", prepare: func(r *region) {
-		r.webIdentity("file", object{"path": r.write("token", r.jwt("web identity token"), 0o600)})
+		r.webIdentity("file", object{"path": r.write("token", r.eksToken("web identity token"), 0o600)})
 	}, sts: true},
 	{name: "a web identity's file with more in it", prepare: func(r *region) {
-		token := r.jwt("web identity token")
+		token := r.eksToken("web identity token")
 		r.webIdentity("file", object{"path": r.write("token", `{"token":"`+token+`"}`, 0o600)})
 	}, fails: "identity token from"},
 	{name: "credential_process", prepare: func(r *region) {
@@ -245,7 +265,7 @@ var ecrIdentities = []ecrIdentity{
 
 // executable is a web identity's, with a secret in its environment.
 func (r *region) executable(end string) {
-	key, token := r.secret("executable's variable", r.core("variable")), r.jwt("web identity token")
+	key, token := r.secret("executable's variable", r.core("variable")), r.eksToken("web identity token")
 	// The end of its standard error is shown, but for what is secret.
 	r.webIdentity("executable", object{"command": r.printing("Authorization: Bearer "+token+", by $KEY='"+key+"'", token, end), "env": object{"KEY": key}})
 }
@@ -430,7 +450,7 @@ func (r *region) hanging(before string) *exec.Cmd {
 	r.Helper()
 	r.aws.Fail(cloud.Fault{Service: "ecr", Hang: true})
 	ecrIdentities[0].prepare(r) // into the environment
-	r.token = r.jwt("pod's token")
+	r.token = r.eksToken("pod's token")
 	byToken := r.provider("by-token")
 	r.settings = object{"proxy": r.settings["proxy"], "podIdentity": "Off"}
 	byKeys := r.provider("by-keys")

@@ -3,11 +3,7 @@
 package faults
 
 import (
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -77,7 +73,7 @@ func (g *google) provider(name string) object {
 	return p
 }
 
-// key is a service account's key file; its private key is looked for line by line, and as Go prints it.
+// key is a service account's key file.
 func (g *google) key(email string) []byte {
 	content := g.aws.ServiceAccountKeyFile(email)
 	var file struct {
@@ -86,14 +82,7 @@ func (g *google) key(email string) []byte {
 	if err := json.Unmarshal(content, &file); err != nil {
 		g.Fatal(err)
 	}
-	lines := strings.Split(strings.TrimSpace(file.Key), "\n")
-	for i, line := range lines[2 : len(lines)-2] { // the first line says only what kind of key it is
-		g.secret(fmt.Sprintf("private key's line %d", i), line)
-	}
-	block, _ := pem.Decode([]byte(file.Key))
-	private := must(x509.ParsePKCS8PrivateKey(block.Bytes)).(*rsa.PrivateKey)
-	g.secret("private exponent", private.D.String())
-	g.secret("prime", private.Primes[0].String())
+	g.privateKey(file.Key)
 	return content
 }
 
@@ -116,22 +105,8 @@ func (g *google) file(content []byte) {
 	g.settings["credentialsFile"] = g.write("adc.json", string(content), 0o600)
 }
 
-// subject has a token of an issuer looked for, by its claims and its signature.
-func (g *google) subject(from *cloud.Issuer, audience string) string {
-	token := from.Token(object{
-		"aud": []string{audience}, "sub": ecrSubject, "jti": g.core("jti"),
-		"kubernetes.io": object{"namespace": "team-a", "serviceaccount": object{"name": "builder"}},
-	})
-	parts := strings.Split(token, ".")
-	g.secret("subject token's claims", parts[1])
-	g.secret("subject token's signature", parts[2])
-	g.cores["subject token's jti"] = g.core("jti")
-	g.words["subject token"] = token
-	return token
-}
-
 func (g *google) outside() string {
-	return g.subject(g.aws.AddIssuer(ecrCluster), "https:"+garPool.Audience())
+	return g.jwt("subject token", g.aws.AddIssuer(ecrCluster), "https:"+garPool.Audience())
 }
 
 // external is a file for a pool.
@@ -174,7 +149,7 @@ func (g *google) gkePod(email string) {
 		g.annotations["iam.gke.io/gcp-service-account"] = email
 		g.aws.AllowImpersonation(garCluster.Principal("team-a", "builder"), email)
 	}
-	g.token = g.subject(g.aws.AddGKECluster(garCluster), garCluster.Pool())
+	g.token = g.jwt("subject token", g.aws.AddGKECluster(garCluster), garCluster.Pool())
 }
 
 func (g *google) awsKeys() {

@@ -172,6 +172,8 @@ func (w *world) spoil(name string) {
 	}
 }
 
+var mayIssue = cloud.Statement{Actions: []string{"sts:GetWebIdentityToken"}}
+
 // azureTokens is a provider's tokenAttributes for Azure.
 func azureTokens(audience, cacheType string) object {
 	return object{
@@ -270,6 +272,23 @@ var acrRows = []row{
 		w.application(acrHost, acrTenant, acrNode, w.federates(cloud.GoogleIssuer, g.ServiceAccounts()[0].UniqueID))
 		w.as("webIdentity", object{"googleMetadata": object{}})
 	}, acrNode, nil, []string{"AADSTS700213", acrNotFederated, `"issuer":"` + cloud.GoogleIssuer + `"`}},
+
+	{"web identity: AWS", func(w *world) {
+		w.env = append(w.AddUser(ecrUser, mayIssue).Environ(), "AWS_REGION=eu-west-1")
+		w.application(acrHost, acrTenant, acrNode, w.federates(w.EnableOutboundFederation(ecrAccount).URL(), ecrUser))
+		w.as("webIdentity", object{"aws": object{}})
+	}, acrNode, nil, []string{"AADSTS700213", acrNotFederated, ".tokens.sts.global.api.aws", `"subject":"` + ecrUser + `"`}},
+
+	{"web identity: AWS, an instance's role", func(w *world) {
+		w.AddRole(cloud.Role{ARN: ecrNode, Policy: []cloud.Statement{mayIssue}})
+		issuer := "https://nobody.example"
+		if !w.refuse {
+			issuer = w.EnableOutboundFederation(ecrAccount).URL()
+		}
+		w.application(acrHost, acrTenant, acrNode, w.federates(issuer, ecrNode))
+		w.env = proxied(w.Instance(ecrNode).Environ())
+		w.as("webIdentity", object{"aws": object{"region": "eu-west-1"}})
+	}, acrNode, nil, []string{"aws iam enable-outbound-web-identity-federation"}},
 
 	{"App Service", func(w *world) {
 		w.endpoint(w.AppServiceIdentity(cloud.ManagedIdentity{ClientID: acrNode, System: true}))
