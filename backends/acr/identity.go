@@ -210,7 +210,7 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 var errNoCloud = errors.New("no cloud")
 
 // cloud is the one whose Entra ID is asked. An identity of one cloud means nothing to a registry of another, and is none of its business.
-func (p *proof) cloud(reg registry) (*cloudSettings, error) {
+func (p proof) cloud(reg registry) (*cloudSettings, error) {
 	own := reg.cloud
 	switch {
 	case p.AuthorityHost != "" && !validAuthority(p.AuthorityHost): // from the environment
@@ -254,7 +254,7 @@ func (a *azure) ask(ctx context.Context, p proof, cloud *cloudSettings, scope st
 }
 
 // withoutDiscovery: Microsoft is not asked whether it knows the Entra ID, which costs a round trip. Of its own clouds that is known.
-func (p *proof) withoutDiscovery(cloud *cloudSettings) bool {
+func (p proof) withoutDiscovery(cloud *cloudSettings) bool {
 	return p.DisableInstanceDiscovery || !cloud.custom()
 }
 
