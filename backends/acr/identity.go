@@ -24,7 +24,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
-	"github.com/credential-broker/credential-broker/backends/webidentity/awsidentity"
+	"github.com/credential-broker/credential-broker/backends/webidentity/awsprogram"
 )
 
 // The annotations of a service account that name whom its pods pull as. Azure's own provider reads the same.
@@ -411,7 +411,7 @@ func (a *azure) readToken(p proof) (string, error) {
 }
 
 // webSources has AWS's tokens too, which Entra takes where AWS signs them with RS256.
-var webSources = webidentity.Sources{AWS: awsidentity.New}
+var webSources = webidentity.Sources{AWS: awsprogram.New}
 
 // webIdentity is a source of identity tokens, for what the cloud takes them for.
 func (a *azure) webIdentity(p proof, cloud *cloudSettings) (webidentity.Source, error) {
