@@ -41,7 +41,7 @@ func newAzure(c *Config) *azure {
 		_ = os.Unsetenv(name) // never fails for a name without "="
 	}
 	transport := remote.Transport(string(c.Proxy))
-	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a thirtieth of a pull's whole time (test/peers/cost, with a managed identity), and would spare nothing.
+	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a fortieth of a pull's whole time (test/peers/cost), and would spare nothing.
 	transport.ForceAttemptHTTP2 = false
 	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, webs: map[string]webidentity.Source{}, now: time.Now, sleep: sleep}
 }
