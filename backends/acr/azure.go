@@ -2,14 +2,10 @@ package acr
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
 	"runtime"
 	"sync"
@@ -17,9 +13,8 @@ import (
 
 	azlog "github.com/Azure/azure-sdk-for-go/sdk/azcore/log"
 
-	"github.com/credential-broker/credential-broker/backends"
-	"github.com/credential-broker/credential-broker/backends/internal/files"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
 const isWindows = runtime.GOOS == "windows"
@@ -32,17 +27,28 @@ type azure struct {
 	link *http.Transport
 	throttle
 
+	mu sync.Mutex
+	// webs are the sources of identity tokens, which keep their connections, by entry of the settings and audience.
+	webs map[string]webidentity.Source
+
 	now   func() time.Time
 	sleep func(ctx context.Context, d time.Duration) bool // false: ctx ended before
 }
 
 func newAzure(c *Config) *azure {
 	azlog.SetListener(nil) // which AZURE_SDK_GO_LOGGING would set, to write requests and answers to standard error
+	for _, name := range regional {
+		_ = os.Unsetenv(name) // never fails for a name without "="
+	}
 	transport := remote.Transport(string(c.Proxy))
 	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a thirtieth of a pull's whole time (test/peers/cost, with a managed identity), and would spare nothing.
 	transport.ForceAttemptHTTP2 = false
-	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, now: time.Now, sleep: sleep}
+	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, webs: map[string]webidentity.Source{}, now: time.Now, sleep: sleep}
 }
+
+// regional are variables by which the SDK goes to an Entra ID of the region, which is for Microsoft's own services; to find the region, it asks the metadata service by a client of its own, which
+// knows neither bounds nor that no proxy has business there.
+var regional = []string{"AZURE_REGIONAL_AUTHORITY_NAME", "MSAL_FORCE_REGION"}
 
 const (
 	// linkTimeout bounds a question to a metadata service, which may have to ask Entra first.
@@ -79,78 +85,31 @@ func (a *azure) wait(ctx context.Context, d time.Duration) bool {
 // leastTime is what an answer takes, if all is well.
 const leastTime = time.Second
 
-// throttle knows the hosts that have said when they want to be asked again. All requests of a process hold to it, whoever they are for.
+// throttle knows the hosts that have said when they want to be asked again, each with whom it counts the calls for. All requests of a process hold to it.
 type throttle struct {
 	mu    sync.Mutex
 	until map[string]time.Time
 }
 
-// hold has nobody ask the host for so long.
-func (t *throttle) hold(host string, until time.Time) {
+// hold has nobody ask for so long.
+func (t *throttle) hold(key string, until time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.until[host].Before(until) {
-		t.until[host] = until
+	if t.until[key].Before(until) {
+		t.until[key] = until
 	}
 }
 
-// held is for how long the host is not to be asked; 0 if it may be.
-func (t *throttle) held(host string, now time.Time) time.Duration {
+// held is for how long nobody is to ask; 0 if all may.
+func (t *throttle) held(key string, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	until, ok := t.until[host]
-	if ok && !now.Before(until) {
-		delete(t.until, host)
-		return 0
-	}
-	return max(0, until.Sub(now))
-}
-
-// binding is an AKS cluster's endpoint for its service accounts' tokens, in the place of Entra's (https://learn.microsoft.com/azure/aks/identity-bindings-concepts). It is asked as the SDK does
-// (azidentity's WorkloadIdentityCredential with EnableAzureProxy), which does so for tokens in files only, and follows no limits of ours.
-type binding struct {
-	proxy     *url.URL
-	transport *http.Transport
-}
-
-// bind has the calls made to the cluster's endpoint.
-func (c *calls) bind(b *IdentityBindings) error {
-	if b == nil {
-		return nil
-	}
-	first := func(setting, variable string) string {
-		if setting != "" {
-			return setting
-		}
-		return os.Getenv(variable)
-	}
-	address := first(b.TokenProxy, "AZURE_KUBERNETES_TOKEN_PROXY")
-	if !validTokenProxy(address) {
-		return backends.InvalidConfig("identityBindings.tokenProxy", "want the https URL of the cluster's endpoint, here or as AZURE_KUBERNETES_TOKEN_PROXY (named in inheritEnv)")
-	}
-	proxy, _ := url.Parse(address)
-	if proxy.Path == "" {
-		proxy.Path = "/" // which JoinPath needs
-	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: first(b.SNIName, "AZURE_KUBERNETES_SNI_NAME")}
-	data := []byte(os.Getenv("AZURE_KUBERNETES_CA_DATA"))
-	if path := first(b.CAFile, "AZURE_KUBERNETES_CA_FILE"); path != "" {
-		var err error
-		if data, _, err = files.Read(path); err != nil {
-			return fileProblem("identityBindings.caFile", path, "%w", err)
-		}
-		if config.RootCAs = x509.NewCertPool(); !config.RootCAs.AppendCertsFromPEM(data) {
-			return fileProblem("identityBindings.caFile", path, "it has no certificate in PEM")
-		}
-	} else if len(data) > 0 {
-		if config.RootCAs = x509.NewCertPool(); !config.RootCAs.AppendCertsFromPEM(data) {
-			return backends.InvalidConfig("identityBindings.caFile", "AZURE_KUBERNETES_CA_DATA has no certificate in PEM")
+	for other, until := range t.until {
+		if !now.Before(until) {
+			delete(t.until, other)
 		}
 	}
-	c.binding = &binding{proxy, &http.Transport{
-		DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, TLSClientConfig: config, TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true, MaxResponseHeaderBytes: 64 << 10,
-	}}
-	return nil
+	return max(0, t.until[key].Sub(now))
 }
 
 // warnIfReadable warns of a file with a secret that everybody can read.

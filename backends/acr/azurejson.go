@@ -3,7 +3,6 @@ package acr
 import (
 	"context"
 	"encoding/json"
-	"log/slog"
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -28,9 +27,12 @@ type azureConfig struct {
 // managedSecret is what azure.json has for the application where there is none but a managed identity.
 const managedSecret = "msi"
 
-// readAzureConfig makes an identity of azure.json. The file is read afresh each time.
-func (a *azure) readAzureConfig(ctx context.Context, from *Identity) (proof, error) {
-	path := from.AzureConfigFile
+// inAzureConfig is how a field of azure.json is named as what names another file.
+const inAzureConfig = " in "
+
+// fromAzureConfig makes an identity of azure.json. The file is read afresh each time.
+func (p proof) fromAzureConfig(ctx context.Context) (proof, error) {
+	path := p.AzureConfigFile
 	misconfigured := func(format string, args ...any) (proof, error) {
 		return proof{}, fileProblem("azureConfigFile", path, format, args...)
 	}
@@ -42,8 +44,8 @@ func (a *azure) readAzureConfig(ctx context.Context, from *Identity) (proof, err
 	if json.Unmarshal(content, &c) != nil {
 		return misconfigured("it is not JSON of the form that Azure's cloud provider documents") // the parser's own error could quote a secret
 	}
-	as := proof{Identity: *from}
-	as.AzureConfigFile, as.of = "", path
+	as := p
+	as.AzureConfigFile = ""
 	as.TenantID, as.ClientID = c.TenantID, c.AADClientID
 	if as.Cloud == "" && as.AuthorityHost == "" && c.Cloud != "" {
 		if as.Cloud = c.Cloud; cloudNamed(c.Cloud) == nil {
@@ -58,8 +60,8 @@ func (a *azure) readAzureConfig(ctx context.Context, from *Identity) (proof, err
 		if strings.Contains(strings.ToLower(c.UserAssignedIdentityID), "/subscriptions/") {
 			as.ManagedIdentity = &ManagedIdentity{ResourceID: c.UserAssignedIdentityID}
 		}
-		var p problems
-		if as.ManagedIdentity.validate("userAssignedIdentityID", &p); len(p) > 0 {
+		var odd problems
+		if as.ManagedIdentity.validate("userAssignedIdentityID", &odd); len(odd) > 0 {
 			return misconfigured("its userAssignedIdentityID is neither a client ID nor a resource ID")
 		}
 		return as, nil
@@ -69,14 +71,12 @@ func (a *azure) readAzureConfig(ctx context.Context, from *Identity) (proof, err
 	}
 	switch {
 	case c.UseFederatedWorkloadIdentityExtension && c.AADFederatedTokenFile != "":
-		as.FederatedTokenFile = c.AADFederatedTokenFile
+		as.FederatedTokenFile, as.tokenFrom = c.AADFederatedTokenFile, "aadFederatedTokenFile"+inAzureConfig+path
 	case c.AADClientSecret != "" && c.AADClientSecret != managedSecret:
 		as.secret = c.AADClientSecret
-		if mode.Perm()&0o004 != 0 && !isWindows {
-			slog.WarnContext(ctx, "the file has a client secret, and can be read by every user of this machine: chmod 0600", "file", path)
-		}
+		warnIfReadable(ctx, path, mode)
 	case c.AADClientCertPath != "":
-		as.ClientCertificateFile, as.password = c.AADClientCertPath, c.AADClientCertPassword
+		as.ClientCertificateFile, as.certificateFrom, as.password = c.AADClientCertPath, "aadClientCertPath"+inAzureConfig+path, c.AADClientCertPassword
 	default:
 		return misconfigured("it has no proof for its application: want one of aadClientSecret, aadClientCertPath and aadFederatedTokenFile")
 	}

@@ -21,7 +21,7 @@ type Backend struct {
 	logins kept.Tokens[string, refreshToken]
 }
 
-// New checks the settings. It reads nothing but environment variables, and opens no connection.
+// New checks the settings. It opens no connection, and reads no credentials.
 func New(_ context.Context, cfg Config) (*Backend, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {

@@ -23,15 +23,17 @@ import (
 
 // exchange is a question to Azure, or to a metadata service, and what came of it.
 type exchange struct {
-	host   string // and port, if it is named
-	link   bool   // it is on the machine itself, or its own link
-	status int    // of HTTP; 0 if there was no answer
-	code   string // of the error, where it is one that has the form of a code
-	hint   hint   // what is known of its words
-	date   string // by the clock of whoever answered
-	wait   time.Duration
-	absent bool  // nobody took the connection
-	err    error // why there was no answer
+	host   string        // and port, if it is named
+	near   bool          // it is on the machine itself, or its own link
+	status int           // of HTTP; 0 if there was no answer
+	code   string        // of the error, where it is one that has the form of a code
+	hint   hint          // what is known of its words
+	date   string        // by the clock of whoever answered
+	wait   time.Duration // until it wants to be asked again
+	held   bool          // it is not asked, since that time is not there
+	imds   bool          // the answer says that the metadata service gives it
+	absent bool          // nobody took the connection
+	err    error         // why there was no answer
 }
 
 // hint is what an error's words mean, where its code says too little.
@@ -44,12 +46,14 @@ const (
 	hintResource      // nobody knows the application that the token is for
 )
 
-// calls is the way to Azure for one token. It is the SDK's transport, and remembers the last exchange: the SDK quotes in its errors what was answered, which may have a token in it, so that messages are made
-// of this.
+// calls is the way to Azure for one thing that is wanted there: a token, a challenge, an exchange. It is the SDK's transport, and remembers the last exchange: the SDK quotes in its errors what was answered,
+// which may have a token in it, so that messages are made of this.
 type calls struct {
 	*azure
-	// link: a managed identity's token is asked for.
-	link bool
+	// managed: the token of a managed identity is asked for.
+	managed bool
+	// as is whom Entra counts the calls for: it throttles each application in each tenant by itself. Empty: the host counts them.
+	as string
 	// binding is the endpoint that is asked in the place of Entra's; nil: none.
 	binding *binding
 
@@ -104,15 +108,20 @@ const (
 
 // Do implements policy.Transporter. Whatever is asked here may be asked twice.
 func (c *calls) Do(r *http.Request) (*http.Response, error) {
+	r, err := c.directed(r)
+	if err != nil {
+		c.remember(exchange{host: r.URL.Host, err: err})
+		return nil, err
+	}
 	most, pause := tries, firstPause
-	if c.link {
+	if c.managed {
 		most, pause = linkTries, firstLinkPause
 	}
 	for try := 1; ; try++ {
-		last := exchange{host: r.URL.Host, link: onLink(r.URL.Hostname())}
+		last := exchange{host: r.URL.Host, near: onLink(r.URL.Hostname())}
 		resp, err := c.obedient(r, &last)
 		c.remember(last)
-		if !last.passing() || try == most || r.Body != nil && r.GetBody == nil {
+		if !last.passing() || try == most || r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
 			return resp, err
 		}
 		if last.status != http.StatusTooManyRequests { // for which obedient waits
@@ -121,7 +130,7 @@ func (c *calls) Do(r *http.Request) (*http.Response, error) {
 			}
 			pause *= 2
 		}
-		if c.held(last.host, c.now()) > 0 && !c.patient(r.Context(), last.host) {
+		if c.held(c.counted(last.host), c.now()) > 0 && !c.patient(r.Context(), last.host) {
 			return resp, err
 		}
 		if r, err = again(r); err != nil {
@@ -129,6 +138,32 @@ func (c *calls) Do(r *http.Request) (*http.Response, error) {
 		}
 	}
 }
+
+// directed is the request to where it really goes: a cluster's endpoint in the place of Entra's, or the metadata service's other address.
+func (c *calls) directed(r *http.Request) (*http.Request, error) {
+	switch {
+	case c.binding != nil: // the Host header stays, as the SDK leaves it
+		query := r.URL.RawQuery
+		r = r.Clone(r.Context())
+		r.URL = c.binding.proxy.JoinPath(r.URL.EscapedPath())
+		r.URL.RawQuery = query
+	case c.managed && r.URL.Host == imdsAddress:
+		base, err := imdsBase()
+		if base == nil || err != nil {
+			return r, err
+		}
+		query := r.URL.RawQuery
+		r = r.Clone(r.Context())
+		r.URL = base.JoinPath(r.URL.EscapedPath())
+		r.URL.RawQuery, r.Host = query, base.Host
+	case !c.managed && r.URL.Scheme != "https": // which the SDK would take from the Entra ID's own description of itself
+		return r, errors.New("it would be asked without TLS, and nothing is sent so")
+	}
+	return r, nil
+}
+
+// counted is what a host's wish to be left alone is filed under.
+func (c *calls) counted(host string) string { return host + " " + c.as }
 
 // again is the same request once more.
 func again(r *http.Request) (*http.Request, error) {
@@ -144,9 +179,10 @@ func again(r *http.Request) (*http.Request, error) {
 
 // obedient asks, but not before the host wants to be asked.
 func (c *calls) obedient(r *http.Request, last *exchange) (*http.Response, error) {
-	for c.held(last.host, c.now()) > 0 {
+	key := c.counted(last.host)
+	for c.held(key, c.now()) > 0 {
 		if !c.patient(r.Context(), last.host) {
-			last.status, last.wait = http.StatusTooManyRequests, c.held(last.host, c.now())
+			last.held, last.wait, last.err = true, c.held(key, c.now()), errHeld
 			return nil, errHeld
 		}
 	}
@@ -156,17 +192,17 @@ func (c *calls) obedient(r *http.Request, last *exchange) (*http.Response, error
 			last.wait = throttled
 		}
 		last.wait = min(last.wait, mostThrottled)
-		c.hold(last.host, c.now().Add(last.wait))
+		c.hold(key, c.now().Add(last.wait))
 	}
 	return resp, err
 }
 
 // errHeld: the host is not asked yet.
-var errHeld = errors.New("the service wants to be left alone for a while")
+var errHeld = errors.New("it was busy a moment ago, and is left alone for as long as it said")
 
 // patient waits until the host may be asked; false: there is not the time.
 func (c *calls) patient(ctx context.Context, host string) bool {
-	return c.wait(ctx, c.held(host, c.now()))
+	return c.wait(ctx, c.held(c.counted(host), c.now()))
 }
 
 func (c *calls) remember(last exchange) {
@@ -178,29 +214,23 @@ func (c *calls) remember(last exchange) {
 // passing says that the next moment may be better.
 func (e exchange) passing() bool {
 	_, cut := errors.AsType[*remote.CutError](e.err)
-	updating := e.link && (e.status == http.StatusNotFound || e.status == http.StatusGone)
-	return e.status >= 500 || e.status == http.StatusTooManyRequests && e.err == nil || cut || updating
+	return e.status >= 500 || e.status == http.StatusTooManyRequests && e.err == nil || cut || e.updating()
+}
+
+// updating: the metadata service is away for a while.
+func (e exchange) updating() bool {
+	return e.imds && (e.status == http.StatusNotFound || e.status == http.StatusGone)
 }
 
 func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error) {
 	way := c.transport
 	switch {
-	case c.binding != nil: // the Host header stays, as the SDK leaves it
+	case c.binding != nil:
 		way = c.binding.transport
-		r = r.Clone(r.Context())
-		query := r.URL.RawQuery
-		r.URL = c.binding.proxy.JoinPath(r.URL.EscapedPath())
-		r.URL.RawQuery = query
-		last.host, last.link = r.URL.Host, false
-	case c.link:
-		way = c.azure.link
-		if host := imdsHost(); host != "" && r.URL.Host == imdsAddress {
-			r = r.Clone(r.Context())
-			r.URL.Host, r.Host = host, host
-			last.host = host
-		}
+	case c.managed:
+		way = c.link
 	}
-	if last.link {
+	if last.near && c.managed {
 		ctx, cancel := context.WithTimeout(r.Context(), linkTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
@@ -230,8 +260,12 @@ func (c *calls) exchange(r *http.Request, last *exchange) (*http.Response, error
 // withAnswer notes what is to be known of an answer.
 func (e exchange) withAnswer(resp *http.Response, body []byte, now time.Time) exchange {
 	e.status, e.date = resp.StatusCode, resp.Header.Get("Date")
+	e.imds = strings.HasPrefix(resp.Header.Get("Server"), "IMDS")
 	if resp.StatusCode != http.StatusOK {
 		e.code, e.hint = meaning(body)
+		if theirs, err := http.ParseTime(e.date); err == nil {
+			now = theirs // whatever this machine's clock says
+		}
 		e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
 	}
 	return e
@@ -261,21 +295,19 @@ func meaning(body []byte) (string, hint) {
 	if json.Unmarshal(body, &answer) != nil {
 		return "", hintNone
 	}
-	words := []string{answer.Error}
+	code := answer.Error
 	if len(answer.Errors) > 0 {
-		words = []string{answer.Errors[0].Code}
+		code = answer.Errors[0].Code
+	}
+	if !isCode(code) {
+		code = ""
 	}
 	for field := range strings.FieldsSeq(answer.Description) {
-		if number, ok := strings.CutPrefix(field, "AADSTS"); ok {
-			words = append(words, "AADSTS"+strings.TrimRight(number, ":."))
+		number, ok := strings.CutPrefix(strings.TrimRight(field, ":."), "AADSTS")
+		if ok && len(number) < 10 && strings.Trim(number, "0123456789") == "" {
+			code = strings.TrimSpace(code + " AADSTS" + number)
 			break
 		}
-	}
-	code := strings.Join(words, " ")
-	if len(code) > 100 || strings.ContainsFunc(code, func(r rune) bool {
-		return r != '_' && r != ' ' && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9')
-	}) {
-		code = ""
 	}
 	description := strings.ToLower(answer.Description)
 	switch {
@@ -289,12 +321,18 @@ func meaning(body []byte) (string, hint) {
 	return code, hintNone
 }
 
+// isCode takes a word such as invalid_client or bad_request_102, and nothing that could be anything else.
+func isCode(s string) bool {
+	letters := strings.TrimRight(s, "0123456789")
+	return len(s) <= 40 && len(s)-len(letters) <= 3 && !strings.ContainsFunc(letters, func(r rune) bool { return r != '_' && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') })
+}
+
 // watcher remembers exchanges that do not come by calls.
 type watcher struct{ *calls }
 
 // Do implements policy.Policy.
 func (w watcher) Do(r *policy.Request) (*http.Response, error) {
-	last := exchange{host: r.Raw().URL.Host, link: true}
+	last := exchange{host: r.Raw().URL.Host, near: true}
 	resp, err := r.Next()
 	if err != nil {
 		last.err = remote.Unanswered(r.Raw().Context(), err)

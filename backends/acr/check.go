@@ -73,7 +73,7 @@ func (b *Backend) checkIdentities(ctx context.Context) error {
 			labels := strings.Split(b.cfg.Identities[i].Registries[0], ".")
 			reg.cloud = registryClouds[strings.Join(labels[len(labels)-2:], ".")]
 		}
-		if w.anonymous() {
+		if w.anonymous() || i < 0 && len(b.cfg.Identities) > 0 && b.cfg.Identity == (Identity{}) { // where all registries have theirs, the machine need not have one
 			continue
 		}
 		by, err := b.entraToken(ctx, w, reg)

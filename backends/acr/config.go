@@ -177,6 +177,8 @@ func (c *Config) validate() error {
 			switch {
 			case !hosts.ValidPattern(host):
 				p.add(at, "want the name of a registry in lower case, with * in its first label only, such as contoso.azurecr.io, got %q", host)
+			case !c.known(host):
+				p.add(at, "%s is no registry of Azure's that is known here: name it in hosts, too, if it is one", host)
 			case seen[host] != "":
 				p.add(at, "%s has an identity already, by %s", host, seen[host])
 			default:
@@ -219,6 +221,13 @@ func (c *Config) validate() error {
 		}
 	}
 	return errors.Join(p...)
+}
+
+// known says whether a pattern of registries can be for one that images are taken for.
+func (c *Config) known(pattern string) bool {
+	labels := strings.Split(pattern, ".")
+	_, azures := registryClouds[strings.Join(labels[len(labels)-2:], ".")]
+	return azures || slices.Contains(c.Hosts, pattern) || hosts.Match(c.Hosts, pattern)
 }
 
 // path wants an absolute path, or none.

@@ -55,7 +55,12 @@ func (c *calls) explain(ctx context.Context, err error, doing string, advice fun
 		remedy = generalAdvice(last)
 	}
 	if skew := last.skew(c.now()); skew.Abs() > maxSkew && last.status >= 400 {
-		remedy = fmt.Sprintf("this machine's clock is %s off Azure's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Minute))
+		off := fmt.Sprintf("this machine's clock is %s off Azure's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Minute))
+		if remedy == "" || strings.HasSuffix(last.code, " AADSTS700024") {
+			remedy = off
+		} else { // it may have to do with it, or not
+			remedy += "; besides, " + off
+		}
 	}
 	if remedy != "" {
 		text += ": " + remedy
@@ -79,8 +84,7 @@ func (e exchange) skew(now time.Time) time.Duration {
 // final says that asking again soon is pointless.
 func (e exchange) final() bool {
 	busy := e.status == http.StatusTooManyRequests || e.status == http.StatusRequestTimeout || e.status >= 500 || strings.HasSuffix(e.code, " AADSTS90033")
-	updating := e.link && (e.status == http.StatusNotFound || e.status == http.StatusGone)
-	return e.err == nil && e.status >= 300 && !busy && !updating
+	return e.err == nil && e.status >= 300 && !busy && !e.updating()
 }
 
 func (e exchange) untrusted() bool {
@@ -94,7 +98,7 @@ func generalAdvice(last exchange) string {
 		return fmt.Sprintf("throttled: it wants to be asked again in %s, and is not asked before; a longer cacheDuration, or an agent on the node, makes fewer calls", last.wait.Round(time.Second))
 	case last.untrusted():
 		return "if a proxy answers in Azure's place, the file of its CA belongs into SSL_CERT_FILE"
-	case last.err != nil && !last.link:
+	case last.err != nil && !last.near:
 		return "the way there has to be open: routes, a firewall's list, a private endpoint with its DNS zone, or HTTPS_PROXY"
 	}
 	return ""
@@ -124,7 +128,7 @@ func (c *calls) entraAdvice(last exchange, p *proof, cloud *cloudSettings) strin
 		return fmt.Sprintf("the secret has expired: `az ad app credential reset --append --id %s`", p.ClientID)
 	case "700027", "7000214":
 		return fmt.Sprintf("the application does not know the certificate: `az ad app credential reset --append --id %s --cert @FILE`", p.ClientID)
-	case "70021", "700211", "700212", "700213", "700223":
+	case "70021", "70025", "700211", "700212", "700213", "700223":
 		return "the application or managed identity has no federated credential for the token: " + c.federatedCredential(p, cloud)
 	case "700024":
 		return "the assertion's time is not now: see whether this machine's clock is right, and whether the token in question is renewed"

@@ -7,9 +7,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +41,7 @@ func failed(t *testing.T, err error, kind backends.Kind, wants ...string) {
 			t.Errorf("%v\nlacks %q", err, want)
 		}
 	}
-	for _, hidden := range []string{planted, secret, "PRIVATE KEY", "eyJ"} {
+	for _, hidden := range []string{planted, secret, "PRIVATE KEY", "eyJ", "hunter", "0123456789abcdef"} {
 		if strings.Contains(err.Error(), hidden) {
 			t.Errorf("it tells %q: %v", hidden, err)
 		}
@@ -121,7 +123,23 @@ func TestFailures(t *testing.T) {
 		"somebody else in its place": {func(t *testing.T, c *cloud.Cloud, _ string) Config {
 			t.Setenv(imdsVariable, c.GoogleInstance().URL())
 			return Config{}
-		}, refused, []string{"Azure's metadata service", "who answers there is not Azure's"}},
+		}, refused, []string{"Azure's metadata service", "no identity: the environment has no application", "and who answers as the metadata service is not Azure's"}},
+		"somebody else in the place of one that is named": {func(t *testing.T, c *cloud.Cloud, _ string) Config {
+			t.Setenv(imdsVariable, c.GoogleInstance().URL())
+			return Config{Identity: Identity{ManagedIdentity: &ManagedIdentity{}}}
+		}, refused, []string{"who answers there is not Azure's: on a machine that is not on Azure, name another identity"}},
+		"an address of the metadata service that is none": {func(t *testing.T, _ *cloud.Cloud, _ string) Config {
+			t.Setenv(imdsVariable, "169.254.169.254")
+			return Config{}
+		}, unavailable, []string{imdsVariable + " is no http URL"}},
+		"a client of the environment that is none": {func(t *testing.T, _ *cloud.Cloud, _ string) Config {
+			t.Setenv("AZURE_CLIENT_ID", "$(id)")
+			return Config{}
+		}, misconfigured, []string{"AZURE_CLIENT_ID is no client ID, which is a UUID"}},
+		"a tenant of the environment that is none": {func(t *testing.T, _ *cloud.Cloud, _ string) Config {
+			setenv(t, "AZURE_CLIENT_ID="+aClient, "AZURE_TENANT_ID=a/b")
+			return Config{}
+		}, misconfigured, []string{"AZURE_TENANT_ID is neither the ID of a tenant nor one of its domains"}},
 		"a machine without an identity": {machine(), refused, []string{"the machine has no managed identity: assign one"}},
 		"a machine with several":        {machine(cloud.ManagedIdentity{}, cloud.ManagedIdentity{}), refused, []string{"the machine has several managed identities: say which by managedIdentity.clientID"}},
 		"a machine without this one": {func(t *testing.T, c *cloud.Cloud, tenant string) Config {
@@ -209,6 +227,7 @@ func TestFailures(t *testing.T) {
 		"Entra, talking nonsense":         {faulty(cloud.Fault{Service: "entra", Operation: "token", Status: 200, Body: planted}), unavailable, []string{"the answer is none that Azure documents"}},
 		"Entra, granting nothing":         {faulty(cloud.Fault{Service: "entra", Operation: "token", Status: 200, Body: `{"token_type": "Bearer", "expires_in": 3599}`}), unavailable, []string{"the answer is none that Azure documents"}},
 		"Entra, saying too much":          {faulty(cloud.Fault{Service: "entra", Operation: "token", Status: 400, Body: `{"error": "` + planted + `", "error_description": "AADSTS` + planted + `"}`}), refused, []string{"refused without a code that is known"}},
+		"Entra, saying a secret in words": {faulty(cloud.Fault{Service: "entra", Operation: "token", Status: 400, Body: `{"error": "the password is hunter two and the key 0123456789abcdef", "error_description": "AADSTS7000215hunter"}`}), refused, []string{"refused without a code that is known (HTTP status 400)"}},
 		"Entra, hanging up":               {faulty(cloud.Fault{Service: "entra", Reset: true}), unavailable, []string{"login.microsoftonline.com: "}},
 		"Entra, pointing elsewhere":       {faulty(cloud.Fault{Service: "entra", Operation: "token", Status: 307, Body: planted}), refused, []string{"it points elsewhere (HTTP status 307)"}},
 		"the registry, throttled":         {faulty(cloud.Fault{Service: "acr", Operation: "exchange", RetryAfter: time.Minute}), unavailable, []string{"exchange of the Entra token at registry contoso.azurecr.io", "HTTP status 429", "asked again in 1m0s"}},
@@ -226,12 +245,13 @@ func TestFailures(t *testing.T) {
 		"azure.json that is not there": {func(*testing.T, *cloud.Cloud, string) Config {
 			return Config{Identity: Identity{AzureConfigFile: "/nonexistent/azure.json"}}
 		}, misconfigured, []string{"/nonexistent/azure.json (azureConfigFile): no such file"}},
-		"azure.json that is none":        {azureFile(planted), misconfigured, []string{"it is not JSON"}},
-		"azure.json of another cloud":    {azureFile(`{"cloud": "AzureStackCloud", "useManagedIdentityExtension": true}`), misconfigured, []string{"its cloud is none that is known here: set authorityHost"}},
-		"azure.json without an identity": {azureFile(`{"tenantId": "` + aTenant + `"}`), misconfigured, []string{"it has neither useManagedIdentityExtension nor an application"}},
-		"azure.json without a proof":     {azureFile(`{"tenantId": "` + aTenant + `", "aadClientId": "` + aClient + `", "aadClientSecret": "msi"}`), misconfigured, []string{"it has no proof for its application"}},
-		"azure.json of no tenant":        {azureFile(`{"tenantId": "a/b", "useManagedIdentityExtension": true}`), misconfigured, []string{"its tenantId is no ID of a tenant"}},
-		"azure.json of an odd identity":  {azureFile(`{"tenantId": "` + aTenant + `", "useManagedIdentityExtension": true, "userAssignedIdentityID": "x"}`), misconfigured, []string{"its userAssignedIdentityID is neither a client ID nor a resource ID"}},
+		"azure.json that is none":                         {azureFile(planted), misconfigured, []string{"it is not JSON"}},
+		"azure.json of another cloud":                     {azureFile(`{"cloud": "AzureStackCloud", "useManagedIdentityExtension": true}`), misconfigured, []string{"its cloud is none that is known here: set authorityHost"}},
+		"azure.json without an identity":                  {azureFile(`{"tenantId": "` + aTenant + `"}`), misconfigured, []string{"it has neither useManagedIdentityExtension nor an application"}},
+		"azure.json without a proof":                      {azureFile(`{"tenantId": "` + aTenant + `", "aadClientId": "` + aClient + `", "aadClientSecret": "msi"}`), misconfigured, []string{"it has no proof for its application"}},
+		"azure.json of no tenant":                         {azureFile(`{"tenantId": "a/b", "useManagedIdentityExtension": true}`), misconfigured, []string{"its tenantId is no ID of a tenant"}},
+		"azure.json with a certificate that is not there": {azureFile(`{"tenantId": "` + aTenant + `", "aadClientId": "` + aClient + `", "aadClientCertPath": "/nonexistent/cert.pfx"}`), misconfigured, []string{"/nonexistent/cert.pfx (aadClientCertPath in /"}},
+		"azure.json of an odd identity":                   {azureFile(`{"tenantId": "` + aTenant + `", "useManagedIdentityExtension": true, "userAssignedIdentityID": "x"}`), misconfigured, []string{"its userAssignedIdentityID is neither a client ID nor a resource ID"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, tenant := setUp(t)
@@ -283,4 +303,47 @@ func TestNotAzures(t *testing.T) {
 	if err != nil || len(got.Credentials) != 0 || len(c.Requests()) != 0 {
 		t.Errorf("%+v, %v, %+v", got, err, c.Requests())
 	}
+}
+
+// TestAClockThatIsOffIsNotAllThatIsWrong: a refusal that has nothing to do with the time keeps its remedy.
+func TestAClockThatIsOffIsNotAllThatIsWrong(t *testing.T) {
+	c, tenant := setUp(t)
+	p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+	b := backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}})
+	c.SetClockOffset(-6 * time.Minute)
+	_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	failed(t, err, refused, "AcrPull is missing on contoso", "besides, this machine's clock is 6m0s off Azure's")
+}
+
+// TestWhatATokenSaysIsNoCommand: whoever answers as the metadata service does not put words into a command that is to be pasted.
+func TestWhatATokenSaysIsNoCommand(t *testing.T) {
+	c, tenant := setUp(t)
+	claims := object(t, map[string]any{"tid": tenant, "oid": "$(touch /tmp/owned)", "exp": time.Now().Add(time.Hour).Unix()})
+	token := "e30." + base64.RawURLEncoding.EncodeToString(claims) + ".c2ln"
+	c.Fail(cloud.Fault{Service: "azure-metadata", Status: 200, Body: string(object(t, map[string]any{"access_token": token, "expires_in": "3600", "expires_on": strconv.FormatInt(time.Now().Add(time.Hour).Unix(), 10), "resource": defaultAudience, "token_type": "Bearer"}))})
+	setenv(t, c.AzureInstanceIn(tenant, cloud.ManagedIdentity{System: true}).Environ()...)
+	_, err := backendFor(t, c, Config{}).Credentials(t.Context(), backends.Request{Image: image})
+	failed(t, err, refused, "--assignee-object-id OBJECT_ID ")
+	if strings.Contains(err.Error(), "touch") {
+		t.Errorf("it says %v", err)
+	}
+}
+
+// TestALeafBehindItsIssuer: the certificate that is the key's is judged, wherever it stands.
+func TestALeafBehindItsIssuer(t *testing.T) {
+	c, tenant := setUp(t)
+	_, other := certificate(t, time.Now().Add(-time.Hour))
+	made, file := certificate(t, time.Now().Add(time.Hour))
+	p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Certificates: []*x509.Certificate{made}})
+	c.GrantAcrPull(host, p.ObjectID)
+	before, err := os.ReadFile(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := write(t, "both.pem", append(before[bytes.Index(before, []byte("-----BEGIN CERTIFICATE")):], after...))
+	pull(t, c, backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientCertificateFile: both}}), backends.Request{Image: image})
 }

@@ -20,7 +20,7 @@ type registry struct {
 	repository string
 }
 
-// parseHost tells which registry of Azure's the image is in; false: none. Further are patterns of further ones.
+// parseHost tells which registry of Azure's the image is in; false: none. Further has patterns of names that the settings add.
 //
 // Names follow https://learn.microsoft.com/azure/container-registry/container-registry-get-started-portal (with a hash behind the name where the registry has a domain name label) and, for regional endpoints,
 // …/container-registry-geo-replication. Data endpoints (….data.azurecr.io) take no logins. A token is worth something to whoever gets it, so that nothing is guessed.

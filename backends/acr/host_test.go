@@ -1,6 +1,7 @@
 package acr
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -81,7 +82,12 @@ func FuzzChallenges(f *testing.F) {
 	f.Add(`realm="https://contoso.azurecr.io\@evil.example/",service=`)
 	f.Fuzz(func(t *testing.T, challenge string) {
 		realm := parameter(challenge, "realm")
-		if ownRealm(realm, host) && len(realm) < len("https://"+host) {
+		if !ownRealm(realm, host) {
+			return
+		}
+		// Compared by its letters, and not as ownRealm does.
+		rest, ok := strings.CutPrefix(strings.ToLower(realm), "https://"+host)
+		if rest, _ = strings.CutPrefix(rest, ":443"); !ok || rest != "" && !strings.ContainsAny(rest[:1], "/?#:") || strings.HasPrefix(rest, ":") && rest != ":" && !strings.ContainsAny(rest[1:2], "/?#") {
 			t.Errorf("%q is taken", realm)
 		}
 	})

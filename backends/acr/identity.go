@@ -3,7 +3,9 @@ package acr
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -103,36 +105,39 @@ type proof struct {
 	certificateFrom, tokenFrom string
 	// tried is where else an identity was looked for.
 	tried []string
-	// of is a file that says all this; empty: the settings do.
-	of string
+	// entry is which of the settings' identities it is, -1 the node's.
+	entry int
 	// pod is the token of a pod, which proves its own identity.
 	pod backends.Secret
 }
 
 // proof finds out how w proves itself.
-func (a *azure) proof(ctx context.Context, w who) (proof, error) {
-	switch own := w.settings; {
+func (w who) proof(ctx context.Context) (proof, error) {
+	p := proof{Identity: *w.settings, entry: w.entry, pod: w.pod}
+	switch {
 	case w.pod != "":
-		p := proof{Identity: *own, pod: w.pod}
 		p.ClientID, p.TenantID = w.clientID, w.tenantID
-		return p, nil
-	case own.AzureConfigFile != "":
-		return a.readAzureConfig(ctx, own)
-	case len(own.proofs()) > 0:
-		return proof{Identity: *own}, nil
-	default:
-		return environment(ctx, own), nil
+	case p.AzureConfigFile != "":
+		return p.fromAzureConfig(ctx)
+	case len(p.proofs()) == 0:
+		return p.fromEnvironment(ctx)
 	}
+	return p, nil
 }
 
-// environment follows the order in which the Azure SDK looks for an identity of a server (https://learn.microsoft.com/azure/developer/go/sdk/authentication/credential-chains): an application of the
+// fromEnvironment follows the order in which the Azure SDK looks for an identity of a server (https://learn.microsoft.com/azure/developer/go/sdk/authentication/credential-chains): an application of the
 // environment, workload identity, and then the managed identity.
-func environment(ctx context.Context, own *Identity) proof {
-	p := proof{Identity: *own}
-	client, tenant := os.Getenv("AZURE_CLIENT_ID"), os.Getenv("AZURE_TENANT_ID")
+func (p proof) fromEnvironment(ctx context.Context) (proof, error) {
+	client, tenant := os.Getenv("AZURE_CLIENT_ID"), cmp.Or(p.TenantID, os.Getenv("AZURE_TENANT_ID"))
 	secret, certificate, file := os.Getenv("AZURE_CLIENT_SECRET"), os.Getenv("AZURE_CLIENT_CERTIFICATE_PATH"), os.Getenv("AZURE_FEDERATED_TOKEN_FILE")
-	if authority := os.Getenv("AZURE_AUTHORITY_HOST"); authority != "" && own.Cloud == "" && own.AuthorityHost == "" {
+	if authority := os.Getenv("AZURE_AUTHORITY_HOST"); authority != "" && p.Cloud == "" && p.AuthorityHost == "" {
 		p.AuthorityHost = authority
+	}
+	switch {
+	case client != "" && !validUUID(client):
+		return p, backends.InvalidConfig("", "AZURE_CLIENT_ID is no client ID, which is a UUID")
+	case tenant != "" && !validTenant(tenant):
+		return p, backends.InvalidConfig("", "AZURE_TENANT_ID is neither the ID of a tenant nor one of its domains")
 	}
 	application := client != "" && tenant != ""
 	switch {
@@ -147,13 +152,15 @@ func environment(ctx context.Context, own *Identity) proof {
 		p.FederatedTokenFile, p.tokenFrom = file, "AZURE_FEDERATED_TOKEN_FILE"
 	default:
 		p.ManagedIdentity = &ManagedIdentity{ClientID: client}
-		p.tried = []string{"the environment has no application (AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH are not all set, or not named in inheritEnv)"}
-		p.tried = append(p.tried, "no workload identity (AZURE_FEDERATED_TOKEN_FILE with those two)")
+		p.tried = []string{
+			"the environment has no application (AZURE_TENANT_ID, AZURE_CLIENT_ID, and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH are not all set, or not named in inheritEnv)",
+			"no workload identity (AZURE_FEDERATED_TOKEN_FILE with those two)",
+		}
 		slog.DebugContext(ctx, "the environment names no application: the managed identity is asked for", "clientID", client)
-		return p
+		return p, nil
 	}
 	p.TenantID, p.ClientID = tenant, client
-	return p
+	return p, nil
 }
 
 // entraToken is an access token of Microsoft Entra ID for Azure's registries.
@@ -166,7 +173,7 @@ type entraToken struct {
 
 // entra gets w's token for the registries of the cloud that reg is in.
 func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, error) {
-	p, err := a.proof(ctx, w)
+	p, err := w.proof(ctx)
 	if err != nil {
 		return entraToken{}, err
 	}
@@ -186,7 +193,9 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 	}
 	got := entraToken{value: backends.Secret(t.Token), expires: t.ExpiresOn, tenant: p.TenantID}
 	if claims, err := webidentity.ParseClaims(t.Token); err == nil {
-		got.object = claims.ObjectID
+		if validUUID(claims.ObjectID) {
+			got.object = claims.ObjectID
+		}
 		if !validUUID(got.tenant) && validUUID(claims.TenantID) { // registries know tenants by their IDs
 			got.tenant = claims.TenantID
 		}
@@ -228,6 +237,7 @@ func (a *azure) ask(ctx context.Context, p proof, cloud *cloudSettings, scope st
 	}
 	calls := a.calls()
 	defer calls.close()
+	calls.as = p.TenantID + " " + p.ClientID
 	doing = fmt.Sprintf("token of application %s in tenant %s", p.ClientID, p.TenantID)
 	if p.pod != "" {
 		doing = fmt.Sprintf("token of client ID %s in tenant %s for the pod's service account token", p.ClientID, p.TenantID)
@@ -282,18 +292,14 @@ func (a *azure) application(ctx context.Context, calls *calls, p proof, cloud *c
 		}
 		credential, err = assertion(func(context.Context) (string, error) { return a.readToken(p) })
 	case !p.WebIdentity.IsZero():
-		web, err := a.webIdentity(p.WebIdentity, cloud)
-		if err != nil {
-			return nil, err
+		web, problem := a.webIdentity(p, cloud)
+		if problem != nil {
+			return nil, problem
 		}
 		credential, err = assertion(func(ctx context.Context) (string, error) {
 			t, err := web.Token(ctx)
 			return string(t.Value), err
 		})
-		if err != nil {
-			return nil, backends.InvalidConfig("tenantID", "the SDK does not take tenant and client ID")
-		}
-		return credential, nil
 	default: // a managed identity, which is the federated credential of an application
 		credential, err = assertion(func(ctx context.Context) (string, error) {
 			t, _, err := a.managed(ctx, p.ManagedIdentity, nil, cloud.exchange+"/.default")
@@ -330,8 +336,8 @@ func (a *azure) certificate(ctx context.Context, p proof, cloud *cloudSettings, 
 	if err != nil || len(certificates) == 0 {
 		return nil, misconfigured("want a certificate and its RSA key, as PEM without a password, or as PKCS#12 with the right one (of a kind that the SDK reads: if in doubt, make it PEM)")
 	}
-	if now := a.now(); now.After(certificates[0].NotAfter) {
-		return nil, backends.Refused(fmt.Errorf("certificate of %s (%s): it expired at %s: make a new one, and add it to the application", p.ClientCertificateFile, from, certificates[0].NotAfter.UTC().Format(time.RFC3339)))
+	if leaf := leafOf(certificates, key); leaf != nil && a.now().After(leaf.NotAfter) {
+		return nil, backends.Refused(fmt.Errorf("certificate of %s (%s): it expired at %s: make a new one, and add it to the application", p.ClientCertificateFile, from, leaf.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	credential, err := azidentity.NewClientCertificateCredential(p.TenantID, p.ClientID, certificates, key, &azidentity.ClientCertificateCredentialOptions{
 		ClientOptions: options, DisableInstanceDiscovery: p.withoutDiscovery(cloud), SendCertificateChain: p.SendCertificateChain,
@@ -342,11 +348,28 @@ func (a *azure) certificate(ctx context.Context, p proof, cloud *cloudSettings, 
 	return credential, nil
 }
 
-// fileProblem is an error of a file. From is what names it: a setting, or a variable.
+// leafOf is the certificate that the key is for, wherever it stands among its issuers; nil: none.
+func leafOf(certificates []*x509.Certificate, key crypto.PrivateKey) *x509.Certificate {
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil
+	}
+	for _, c := range certificates {
+		if public, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); ok && public.Equal(signer.Public()) {
+			return c
+		}
+	}
+	return nil
+}
+
+// fileProblem is an error of a file. From is what names it: a setting, a variable, or a field in azure.json.
 func fileProblem(from, path, format string, args ...any) error {
 	field := from
 	if strings.HasPrefix(from, "AZURE_") {
 		field = ""
+	}
+	if strings.Contains(from, inAzureConfig) {
+		field = "azureConfigFile"
 	}
 	return backends.InvalidConfig(field, "%s (%s): %w", path, from, fmt.Errorf(format, args...))
 }
@@ -391,6 +414,17 @@ func (a *azure) readToken(p proof) (string, error) {
 var webSources = webidentity.Sources{AWS: awsidentity.New}
 
 // webIdentity is a source of identity tokens, for what the cloud takes them for.
-func (a *azure) webIdentity(c webidentity.Config, cloud *cloudSettings) (webidentity.Source, error) {
-	return webidentity.New(c, cloud.exchange, webSources)
+func (a *azure) webIdentity(p proof, cloud *cloudSettings) (webidentity.Source, error) {
+	key := fmt.Sprint(p.entry, " ", cloud.exchange)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	web := a.webs[key]
+	if web == nil {
+		var err error
+		if web, err = webidentity.New(p.WebIdentity, cloud.exchange, webSources); err != nil {
+			return nil, err
+		}
+		a.webs[key] = web
+	}
+	return web, nil
 }

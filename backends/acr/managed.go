@@ -2,7 +2,9 @@ package acr
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 
@@ -31,7 +33,7 @@ func (a *azure) managed(ctx context.Context, m *ManagedIdentity, tried []string,
 	defer cancel()
 	calls := a.calls()
 	defer calls.close()
-	calls.link = true
+	calls.managed = true
 	source, err := managedidentity.GetSource()
 	if err != nil {
 		return t, doing, backends.Unavailable(errUndocumented)
@@ -51,8 +53,11 @@ func (a *azure) managed(ctx context.Context, m *ManagedIdentity, tried []string,
 		options.ID = azidentity.ResourceID(m.ResourceID)
 	}
 	credential, err := azidentity.NewManagedIdentityCredential(&options)
-	if err != nil {
-		return t, doing, backends.InvalidConfig("managedIdentity", "%s: that service does not let its managed identity be chosen so: remove clientID, objectID and resourceID", doing)
+	switch {
+	case err != nil && options.ID != nil:
+		return t, doing, backends.InvalidConfig("managedIdentity", "%s: that service does not let its managed identity be chosen so: remove clientID, objectID and resourceID (AZURE_CLIENT_ID, where the settings name no identity)", doing)
+	case err != nil:
+		return t, doing, backends.InvalidConfig("managedIdentity", "%s: the variables are not as that service sets them: see IDENTITY_ENDPOINT, IDENTITY_SERVER_THUMBPRINT and MSI_ENDPOINT", doing)
 	}
 	request := tokenRequest(scope)
 	request.Claims = "{}" // so that the SDK gives none that it has kept itself, for all that this process ever asks: what is kept is Backend's to know
@@ -97,12 +102,19 @@ func describe(source managedidentity.Source) string {
 // managedAdvice says what to do about a managed identity that is not to be had.
 func managedAdvice(last exchange, m *ManagedIdentity, source managedidentity.Source, tried []string) string {
 	chosen := m.ClientID+m.ObjectID+m.ResourceID != ""
+	if len(tried) > 0 && !last.imds && source == managedidentity.DefaultToIMDS && last.status < 500 && last.status != http.StatusTooManyRequests { // nobody who is Azure's
+		answers := "and no metadata service answers, as there would be one on Azure"
+		if last.status > 0 {
+			answers = "and who answers as the metadata service is not Azure's"
+		}
+		return "no identity: " + strings.Join(tried, ", ") + ", " + answers + ": name an identity in the settings"
+	}
 	switch {
-	case last.absent && len(tried) > 0:
-		return "no identity: " + strings.Join(tried, ", ") + ", and no metadata service answers, as there would be one on Azure: name an identity in the settings"
 	case last.absent:
 		return "is this machine on Azure, and is the metadata service allowed here?"
-	case last.status == 0 || last.status == http.StatusTooManyRequests || last.status >= 500:
+	case source == managedidentity.AzureArc && last.status == http.StatusOK && chosen:
+		return "the agent of Azure Arc gives the machine's own identity alone: update it, or choose none"
+	case last.status == 0 || last.status == http.StatusOK || last.status == http.StatusTooManyRequests || last.status >= 500:
 		return ""
 	case last.hint == hintSeveral:
 		return "the machine has several managed identities: say which by managedIdentity.clientID, objectID or resourceID"
@@ -112,7 +124,7 @@ func managedAdvice(last exchange, m *ManagedIdentity, source managedidentity.Sou
 		return "the machine has no managed identity: assign one (`az vm identity assign`)"
 	case last.hint == hintResource:
 		return "the tenant has no application of that name: see audience"
-	case source == managedidentity.AzureArc:
+	case source == managedidentity.AzureArc && last.status == http.StatusUnauthorized:
 		return "the agent of Azure Arc refuses: this user has to be in the group himds, or root, to read what the agent asks for"
 	case last.code == "":
 		return "who answers there is not Azure's: on a machine that is not on Azure, name another identity"
@@ -120,11 +132,18 @@ func managedAdvice(last exchange, m *ManagedIdentity, source managedidentity.Sou
 	return ""
 }
 
-// imdsHost is where the metadata service is asked in the place of its own address; empty: there.
-func imdsHost() string {
-	host, ok := strings.CutPrefix(os.Getenv(imdsVariable), "http://")
-	if !ok {
-		return ""
+// imdsBase is where the metadata service is asked in the place of its own address; nil: there.
+func imdsBase() (*url.URL, error) {
+	value := os.Getenv(imdsVariable)
+	if value == "" {
+		return nil, nil //nolint:nilnil // its own address
 	}
-	return strings.TrimSuffix(host, "/")
+	base, err := url.Parse(value)
+	if err != nil || base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || base.User != nil {
+		return nil, errors.New(imdsVariable + " is no http URL")
+	}
+	if base.Path == "" {
+		base.Path = "/" // which JoinPath needs
+	}
+	return base, nil
 }

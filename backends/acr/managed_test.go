@@ -84,6 +84,15 @@ func TestTheMetadataServiceIsNotAskedThroughAProxy(t *testing.T) {
 	}
 }
 
+// TestNoEntraOfARegionIsAsked: it is for Microsoft's own services, and to find the region the SDK would ask the metadata service by a client of its own, through whatever proxy there is.
+func TestNoEntraOfARegionIsAsked(t *testing.T) {
+	c, tenant := setUp(t)
+	p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+	c.GrantAcrPull(host, p.ObjectID)
+	setenv(t, "AZURE_REGIONAL_AUTHORITY_NAME=westeurope", "MSAL_FORCE_REGION=westeurope")
+	pull(t, c, backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}}), backends.Request{Image: image})
+}
+
 // TestIdentityBindings: the cluster's endpoint takes the tokens of its pods, and of its nodes' files, in the place of Entra.
 func TestIdentityBindings(t *testing.T) {
 	for name, test := range map[string]struct {

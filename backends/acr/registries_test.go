@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -207,6 +208,10 @@ func TestChecks(t *testing.T) {
 			own.ClientID = aClient
 			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.us"}, Identity: Identity{Anonymous: true}}, {Registries: []string{"*.azurecr.io"}, Identity: own}}
 		}, "", "AADSTS700016", refused},
+		"no image, and a registry with an identity of its own": {func(c *cloud.Cloud, _ string, cfg *Config) {
+			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.io"}, Identity: cfg.Identity}}
+			cfg.Identity = Identity{}
+		}, "", "", 0},
 		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = PodIdentityRequire }, "", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -246,8 +251,9 @@ func abac(_ *cloud.Cloud, cfg *Config) { cfg.Scope = ScopeImage }
 
 // TestAllWaitForAThrottledRegistry: a 429's Retry-After is obeyed by everybody who waits, whatever for, and then one asks for all.
 func TestAllWaitForAThrottledRegistry(t *testing.T) {
-	for service, operation := range map[string]string{"acr": "exchange", "entra": "token"} {
-		t.Run(service, func(t *testing.T) {
+	for _, asked := range []string{"acr challenge", "acr exchange", "entra token"} {
+		t.Run(asked, func(t *testing.T) {
+			service, operation, _ := strings.Cut(asked, " ")
 			c, tenant := setUp(t)
 			p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
 			c.GrantAcrPull(host, p.ObjectID)
@@ -274,6 +280,28 @@ func TestAllWaitForAThrottledRegistry(t *testing.T) {
 	}
 }
 
+// TestAMomentsTroubleIsNoFailure: whoever fails once, of those that a login asks, is asked again.
+func TestAMomentsTroubleIsNoFailure(t *testing.T) {
+	for _, asked := range []string{"acr challenge", "acr exchange", "entra discovery", "entra token"} {
+		for trouble, fault := range map[string]cloud.Fault{"broken": {Status: http.StatusServiceUnavailable}, "hanging up": {Reset: true}} {
+			t.Run(asked+", "+trouble, func(t *testing.T) {
+				c, tenant := setUp(t)
+				p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+				c.GrantAcrPull(host, p.ObjectID)
+				b := backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}})
+				b.azure.sleep = func(ctx context.Context, _ time.Duration) bool { return ctx.Err() == nil }
+				fault.Times = 1
+				fault.Service, fault.Operation, _ = strings.Cut(asked, " ")
+				c.Fail(fault)
+				pull(t, c, b, backends.Request{Image: image})
+				if n := count(c, fault.Service, fault.Operation); n != 2 {
+					t.Errorf("it was asked %d times", n)
+				}
+			})
+		}
+	}
+}
+
 // TestWhoHasNotTheTimeDoesNotAsk: until the time that it named, a busy registry is left alone by those who would give up before, too, and by other identities.
 func TestWhoHasNotTheTimeDoesNotAsk(t *testing.T) {
 	c, tenant := setUp(t)
@@ -286,7 +314,7 @@ func TestWhoHasNotTheTimeDoesNotAsk(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		_, err := b.Credentials(ctx, req)
 		cancel()
-		failed(t, err, unavailable, "HTTP status 429", "it wants to be asked again in")
+		failed(t, err, unavailable, "it wants to be asked again in", []string{"HTTP status 429", "is left alone for as long as it said", "is left alone for as long as it said"}[i])
 		if n := count(c, "acr", "exchange"); n != 1 {
 			t.Errorf("after request %d it was asked %d times", i, n)
 		}
@@ -296,6 +324,57 @@ func TestWhoHasNotTheTimeDoesNotAsk(t *testing.T) {
 	b.azure.now = clock.now
 	c.Heal()
 	pull(t, c, b, pod)
+}
+
+// TestWhoIsThrottledIsLeftAlone, and nobody else: Entra counts the calls of each application in each tenant, and whoever may annotate a service account chooses both.
+func TestWhoIsThrottledIsLeftAlone(t *testing.T) {
+	c, tenant := setUp(t)
+	own := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Secrets: []string{secret}})
+	theirs := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{Federated: federated("team-a", "builder")})
+	c.GrantAcrPull(host, own.ObjectID)
+	b := backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: own.ClientID, ClientSecretFile: write(t, "secret", []byte(secret))}})
+	c.Fail(cloud.Fault{Service: "entra", Operation: "token", RetryAfter: 10 * time.Minute})
+	pod := backends.Request{Image: image, Token: podToken(c, "team-a", "builder"), Annotations: annotated(theirs.ClientID, tenant)}
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err := b.Credentials(ctx, pod)
+		cancel()
+		failed(t, err, unavailable, "it wants to be asked again in")
+	}
+	if n := count(c, "entra", "token"); n != 1 {
+		t.Errorf("it was asked %d times", n)
+	}
+	c.Heal()
+	pull(t, c, b, backends.Request{Image: image})
+}
+
+// TestAThrottledClustersEndpointIsLeftAlone: it is that endpoint which is busy, and not Entra.
+func TestAThrottledClustersEndpointIsLeftAlone(t *testing.T) {
+	c, tenant := setUp(t)
+	p := c.AddServicePrincipal(tenant, cloud.ServicePrincipal{})
+	c.GrantAcrPull(host, p.ObjectID)
+	cluster := c.AddIssuer(clusterIssuer)
+	binding := c.IdentityBinding(tenant, cluster)
+	setenv(t, binding.Environ()...)
+	c.Fail(cloud.Fault{Service: "identity-binding", RetryAfter: time.Minute})
+	b := backendFor(t, c, Config{PodClientID: p.ClientID, PodTenantID: tenant, IdentityBindings: &IdentityBindings{}})
+	for _, account := range []string{"one", "two", "three"} {
+		binding.Bind(p.ClientID, "team-a", account)
+		token := cluster.Token(map[string]any{"aud": []string{"api://AKSIdentityBinding"}, "sub": "system:serviceaccount:team-a:" + account})
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err := b.Credentials(ctx, backends.Request{Image: image, Token: backends.Secret(token)})
+		cancel()
+		failed(t, err, unavailable, "it wants to be asked again in")
+	}
+	asked := 0
+	for _, r := range c.Requests() {
+		if r.Service == "identity-binding" {
+			asked++
+		}
+	}
+	if asked != 1 {
+		t.Errorf("it was asked %d times", asked)
+	}
 }
 
 // clock is one that moves by sleeping alone.

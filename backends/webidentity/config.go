@@ -311,7 +311,7 @@ func (u *URL) validate(problem reporter) {
 // maxAudience is what STS takes, in bytes at least.
 const maxAudience = 1000
 
-func (a *AWS) validate(problem reporter) {
+func (a AWS) validate(problem reporter) {
 	if r := a.Region; r != "" && (strings.ContainsFunc(r, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) || strings.HasSuffix(r, "-global")) {
 		problem(".aws.region", "want a region such as eu-west-1, got %q", r)
 	}

@@ -71,13 +71,13 @@ func TestThieves(t *testing.T) {
 func TestHostileAnswers(t *testing.T) {
 	const host = "hostile.azurecr.io"
 	c := New(t)
-	get := func(t *testing.T, method string) *http.Response {
+	get := func(t *testing.T, method string, look func(*http.Response)) {
 		t.Helper()
 		client := c.Client()
-		t.Cleanup(client.CloseIdleConnections)
+		defer client.CloseIdleConnections()
 		client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 		ctx, cancel := context.WithCancel(t.Context())
-		t.Cleanup(cancel)
+		defer cancel()
 		r, err := http.NewRequestWithContext(ctx, method, "https://"+host+map[string]string{"GET": "/v2/", "POST": "/oauth2/exchange"}[method], http.NoBody)
 		if err != nil {
 			t.Fatal(err)
@@ -86,14 +86,16 @@ func TestHostileAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = answer.Body.Close() })
-		return answer
+		defer answer.Body.Close()
+		look(answer)
 	}
 	t.Run("as an honest one's", func(t *testing.T) {
 		c.AddHostileRegistry(HostileRegistry{Host: host})
-		if got := get(t, "GET"); got.StatusCode != 401 || got.Header.Get("WWW-Authenticate") != `Bearer realm="https://`+host+`/oauth2/token",service="`+host+`"` {
-			t.Errorf("%d, %q", got.StatusCode, got.Header)
-		}
+		get(t, "GET", func(got *http.Response) {
+			if got.StatusCode != http.StatusUnauthorized || got.Header.Get("WWW-Authenticate") != `Bearer realm="https://`+host+`/oauth2/token",service="`+host+`"` {
+				t.Errorf("%d, %q", got.StatusCode, got.Header)
+			}
+		})
 		answer := c.post(t, "https://"+host+"/oauth2/exchange", formType, "")
 		if claims := payload(t, answer.text("refresh_token")); answer.status != 200 || claims["aud"] != host {
 			t.Errorf("%d, %v", answer.status, claims)
@@ -101,29 +103,36 @@ func TestHostileAnswers(t *testing.T) {
 	})
 	t.Run("a challenge of its own", func(t *testing.T) {
 		c.AddHostileRegistry(HostileRegistry{Host: host, Challenge: `Bearer realm="https://thief.example/",service="x"`})
-		if got := get(t, "GET"); got.StatusCode != 401 || got.Header.Get("WWW-Authenticate") != `Bearer realm="https://thief.example/",service="x"` {
-			t.Errorf("%d, %q", got.StatusCode, got.Header)
-		}
+		get(t, "GET", func(got *http.Response) {
+			if got.StatusCode != http.StatusUnauthorized || got.Header.Get("WWW-Authenticate") != `Bearer realm="https://thief.example/",service="x"` {
+				t.Errorf("%d, %q", got.StatusCode, got.Header)
+			}
+		})
 	})
 	for _, method := range []string{"GET", "POST"} {
 		t.Run("redirection of "+method, func(t *testing.T) {
 			c.AddHostileRegistry(HostileRegistry{Host: host, Redirect: "https://thief.example/x"})
-			if got := get(t, method); got.StatusCode != 307 || got.Header.Get("Location") != "https://thief.example/x" {
-				t.Errorf("%d, %q", got.StatusCode, got.Header)
-			}
+			get(t, method, func(got *http.Response) {
+				if got.StatusCode != http.StatusTemporaryRedirect || got.Header.Get("Location") != "https://thief.example/x" {
+					t.Errorf("%d, %q", got.StatusCode, got.Header)
+				}
+			})
 		})
 		t.Run("too much for "+method, func(t *testing.T) {
 			c.AddHostileRegistry(HostileRegistry{Host: host, Oversized: true})
-			n, err := io.Copy(io.Discard, get(t, method).Body)
-			if err != nil || n < 64<<20 || n > 65<<20 {
-				t.Errorf("%d bytes, %v", n, err)
-			}
+			get(t, method, func(got *http.Response) {
+				if n, err := io.Copy(io.Discard, got.Body); err != nil || n < 64<<20 || n > 65<<20 {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+			})
 		})
 		t.Run("no end for "+method, func(t *testing.T) {
 			c.AddHostileRegistry(HostileRegistry{Host: host, Endless: true})
-			if n, err := io.Copy(io.Discard, io.LimitReader(get(t, method).Body, 80<<20)); n != 80<<20 || err != nil {
-				t.Errorf("%d bytes, %v", n, err)
-			}
+			get(t, method, func(got *http.Response) {
+				if n, err := io.Copy(io.Discard, io.LimitReader(got.Body, 80<<20)); n != 80<<20 || err != nil {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+			})
 		})
 	}
 	t.Run("an end with the cloud's", func(t *testing.T) {
@@ -133,7 +142,7 @@ func TestHostileAnswers(t *testing.T) {
 		}
 		own.AddHostileRegistry(HostileRegistry{Host: host, Endless: true})
 		client := own.Client()
-		answer, err := client.Get("https://" + host + "/v2/") //nolint:noctx // it ends with the cloud
+		answer, err := client.Get("https://" + host + "/v2/")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -114,10 +114,10 @@ func (c *Cloud) acrTokenEndpoint(w http.ResponseWriter, r *http.Request, registr
 			caller, no = c.acrLogin(registry, username, password)
 		}
 	} else if form, no = acrForm(w, r, registry); no == nil {
-		switch grant := form.Get("grant_type"); {
-		case grant == "refresh_token":
+		switch form.Get("grant_type") {
+		case "refresh_token":
 			caller, no = c.acrToken(registry, form.Get("refresh_token"), "refresh_token")
-		case grant == "password":
+		case "password":
 			caller, no = c.acrLogin(registry, form.Get("username"), form.Get("password"))
 		default:
 			no = badACR("grant_type has to be refresh_token or password")
@@ -140,7 +140,7 @@ func (c *Cloud) acrTokenEndpoint(w http.ResponseWriter, r *http.Request, registr
 // grant is what a caller may have of what it asks for. Without a scope it only wants to know whether it is somebody.
 func (r azureRegistry) grant(caller acrCaller, scopes []string) ([]acrAccess, *refusal) {
 	access := []acrAccess{}
-	for _, scope := range strings.Fields(strings.Join(scopes, " ")) {
+	for scope := range strings.FieldsSeq(strings.Join(scopes, " ")) {
 		kind, rest, _ := strings.Cut(scope, ":")
 		at := strings.LastIndexByte(rest, ':')
 		if at < 0 {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -27,10 +28,7 @@ func acrSaid(a googleAnswer) string {
 
 // changedForm is a form with some parameters changed, "" being nothing at all.
 func changedForm(form url.Values, change map[string]string) string {
-	all := url.Values{}
-	for name, values := range form {
-		all[name] = values
-	}
+	all := maps.Clone(form)
 	for name, value := range change {
 		all.Del(name)
 		if value != "" {
@@ -50,9 +48,7 @@ func TestRegistryExchange(t *testing.T) {
 		all := map[string]any{
 			"aud": registryAudience, "iss": tenant.v1.URL(), "tid": testTenant, "oid": testPrincipal, "appid": testApp, "nbf": c.Now().Unix(), "exp": c.Now().Add(time.Hour).Unix(),
 		}
-		for name, value := range change {
-			all[name] = value
-		}
+		maps.Copy(all, change)
 		return all
 	}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -209,9 +205,7 @@ func TestRegistryTokens(t *testing.T) {
 				host = test.host
 			}
 			change := map[string]string{"service": host}
-			for name, value := range test.change {
-				change[name] = value
-			}
+			maps.Copy(change, test.change)
 			var answer googleAnswer
 			switch body := changedForm(usual, change); {
 			case test.basic != "":
@@ -232,7 +226,7 @@ func TestRegistryTokens(t *testing.T) {
 			if err := into(claims["access"], &got); err != nil {
 				t.Fatal(err)
 			}
-			if text, _ := json.Marshal(got); string(text) != test.access || claims["grant_type"] != "access_token" || claims["aud"] != host || claims["exp"] != now+4500 { //nolint:errchkjson // strings
+			if text, _ := json.Marshal(got); string(text) != test.access || claims["grant_type"] != "access_token" || claims["aud"] != host || claims["exp"] != now+4500 {
 				t.Errorf("%v", claims)
 			}
 		})

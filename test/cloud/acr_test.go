@@ -112,6 +112,8 @@ func TestPullFromAzure(t *testing.T) {
 	c.GrantAcrPull("abac.azurecr.io", pullOnly.ObjectID)
 	c.GrantRepositoryReader(contoso, stranger.ObjectID)
 	forged := refresh[:strings.LastIndexByte(refresh, '.')] + "." + strings.Split(abac, ".")[2]
+	named, _ := c.azureHost(contoso)
+	named.Host = "another.azurecr.io"
 	const denied, none = "401 UNAUTHORIZED", "404 NAME_UNKNOWN"
 	for _, test := range []struct {
 		name, image, user, password, want string
@@ -131,6 +133,7 @@ func TestPullFromAzure(t *testing.T) {
 		{"Entra's token", contoso + "/app", noUser, c.entraTokenFor(registryAudience, testApp), denied},
 		{"another registry's token", contoso + "/app", noUser, abac, denied},
 		{"a registry without a role", "other.westeurope.geo.azurecr.io/app", noUser, refresh, denied},
+		{"a token for another name", contoso + "/app", noUser, c.acrIssue(named, acrCaller{object: testPrincipal}, time.Hour, map[string]any{"grant_type": "refresh_token"}), denied},
 		{"a forged token", contoso + "/app", noUser, forged, denied},
 		{"an access token for another repository", contoso + "/team/app", noUser, access("repository:app:pull"), denied},
 		{"a wrong secret", contoso + "/app", testApp, "t", denied},

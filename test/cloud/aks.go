@@ -2,7 +2,9 @@ package cloud
 
 import (
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -123,11 +125,12 @@ func (b *IdentityBinding) forward(w http.ResponseWriter, r *http.Request, path, 
 	asked.Header = r.Header.Clone()
 	answer := httptest.NewRecorder()
 	b.c.lookup(b.t.Authority).ServeHTTP(answer, asked)
-	for name, values := range answer.Header() {
-		w.Header()[name] = values
+	maps.Copy(w.Header(), answer.Header())
+	var refused struct {
+		Codes []int `json:"error_codes"`
 	}
-	if answer.Code != http.StatusOK {
-		entryOf(r).code("Entra")
+	if err := json.Unmarshal(answer.Body.Bytes(), &refused); err == nil && len(refused.Codes) == 1 {
+		entryOf(r).code(aadsts{number: refused.Codes[0]}.name())
 	}
 	w.WriteHeader(answer.Code)
 	_, _ = w.Write(answer.Body.Bytes())

@@ -283,6 +283,9 @@ func (e *IdentityEndpoint) challenge() (file string, err error) {
 	e.c.secrets.add(secret)
 	file = filepath.Join(arcTokens, newUUID()+".key")
 	e.challenges[secret] = file
+	if err := os.MkdirAll(arcTokens, 0o700); err != nil { // another process may just have removed it
+		return "", err
+	}
 	return file, os.WriteFile(file, []byte(secret), 0o600)
 }
 

@@ -103,6 +103,14 @@ func TestIdentitiesElsewhere(t *testing.T) {
 			func(id ManagedIdentity) azidentity.ManagedIDKind { return azidentity.ClientID(id.ClientID) }, 0, "",
 		},
 		{
+			"Azure Arc by object id", "azure-arc", func(t *testing.T, c *Cloud) *IdentityEndpoint { return arc(t, c, user) },
+			func(id ManagedIdentity) azidentity.ManagedIDKind { return azidentity.ObjectID(id.ObjectID) }, 0, "",
+		},
+		{
+			"Azure Arc by resource", "azure-arc", func(t *testing.T, c *Cloud) *IdentityEndpoint { return arc(t, c, user) },
+			func(id ManagedIdentity) azidentity.ManagedIDKind { return azidentity.ResourceID(id.ResourceID) }, 0, "",
+		},
+		{
 			"Azure Arc by another client id", "azure-arc", func(t *testing.T, c *Cloud) *IdentityEndpoint { return arc(t, c, user) },
 			func(ManagedIdentity) azidentity.ManagedIDKind { return azidentity.ClientID(testApp) }, 0, "Identity not found",
 		},

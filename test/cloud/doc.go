@@ -32,6 +32,20 @@
 // project (pools and allUsers too), formats, projects without redirection, their own tokens.
 // Artifact Registry API, and its regions' own: TestIamPermissions, GetRepository and GetProjectSettings; the caller's token and its scopes, whether the API is enabled, the permission for each call.
 //
+// # What is checked of Azure
+//
+// Entra ID under its names in three clouds and under others: discovery of instances and tenants; the client credentials grant for one resource of the tenant. Client secrets; assertions with a
+// certificate's key (PS256, and RS256 and its like; the thumbprint, the certificate's times, issuer, subject, audience, times to five minutes); federated credentials (RS256 only; issuer, subject and
+// audience to the letter; the key that the issuer publishes; times), for applications also a managed identity's token from whatever tenant. Disabled and removed service principals. HTTP statuses,
+// OAuth's codes and Entra's own.
+// Managed identities: the instance metadata service, App Service, Azure Machine Learning, Cloud Shell, Service Fabric with its thumbprint, Azure Arc with its file; what each asks of headers,
+// versions and secrets; which of several identities is meant. Tokens as Entra's, for a day.
+// Identity bindings of AKS: the proxy's name and CA; service accounts' tokens (the cluster's key, issuer, audience, times); who may use which identity; Entra then judges the proxy's own token by the
+// identity's federated credential.
+// Registries: the challenge; the exchange of Entra's tokens (form, service, tenant, signature, issuer, audience, times, a role); refresh tokens tied to a registry, and access tokens to
+// repositories too, by docker's older way as well; AcrPull, or where roles are by repository Repository Reader; anonymous pulls; service principals with their secret.
+// Hostile registries and thieves keep what they are sent.
+//
 // # What is not
 //
 // Deny statements, conditions other than Trust's, permission boundaries, service control policies, VPC endpoint policies; whether a region exists or is opted into, and tokens of the
@@ -43,6 +57,11 @@
 // certificates' keys; key files as passwords; the rest of the Artifact Registry API,
 // and policies of single repositories. Whether Compute Engine's metadata server heeds scopes that it is asked for is not documented: here they narrow a
 // token, and never widen it.
+//
+// Of Azure: users and what is only for them; grants but client credentials; secrets' ends (a fault of code AADSTS7000222 stands for one), client_secret_basic, mutual TLS, regional endpoints, claims and
+// Conditional Access; tenants' domain names; federated credentials with expressions, and how many there may be; how long changes take to be known. Whatever matches no credential has the code of
+// the first part that differs, and never the older AADSTS70021. What AKS's proxy says itself is not documented: its codes are made up. Of registries: the admin user, tokens with scope maps,
+// connected registries, networks, other roles, the catalog and all but pulls. Roles hold when they are looked at: what a refresh token says of permissions is not read.
 //
 // Where a cloud documents a code but not the words, or neither (a token issued more than a day ago, say), the words are made up.
 package cloud

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -30,16 +31,16 @@ type nationalCloud struct {
 func nationalClouds() []*nationalCloud {
 	return []*nationalCloud{
 		{
-			[]string{"login.microsoftonline.com", "login.windows.net", "login.microsoft.com"}, "sts.windows.net", "graph.microsoft.com",
-			[]string{"https://management.azure.com", "https://management.core.windows.net"}, "api://AzureADTokenExchange",
+			names: []string{"login.microsoftonline.com", "login.windows.net", "login.microsoft.com"}, issuer: "sts.windows.net", graph: "graph.microsoft.com",
+			services: []string{"https://management.azure.com", "https://management.core.windows.net"}, exchange: "api://AzureADTokenExchange",
 		},
 		{
-			[]string{"login.partner.microsoftonline.cn", "login.chinacloudapi.cn"}, "sts.chinacloudapi.cn", "microsoftgraph.chinacloudapi.cn",
-			[]string{"https://management.chinacloudapi.cn", "https://management.core.chinacloudapi.cn"}, "api://AzureADTokenExchangeChina",
+			names: []string{"login.partner.microsoftonline.cn", "login.chinacloudapi.cn"}, issuer: "sts.chinacloudapi.cn", graph: "microsoftgraph.chinacloudapi.cn",
+			services: []string{"https://management.chinacloudapi.cn", "https://management.core.chinacloudapi.cn"}, exchange: "api://AzureADTokenExchangeChina",
 		},
 		{
-			[]string{"login.microsoftonline.us", "login.usgovcloudapi.net"}, "sts.windows.net", "graph.microsoft.us",
-			[]string{"https://management.usgovcloudapi.net", "https://management.core.usgovcloudapi.net"}, "api://AzureADTokenExchangeUSGov",
+			names: []string{"login.microsoftonline.us", "login.usgovcloudapi.net"}, issuer: "sts.windows.net", graph: "graph.microsoft.us",
+			services: []string{"https://management.usgovcloudapi.net", "https://management.core.usgovcloudapi.net"}, exchange: "api://AzureADTokenExchangeUSGov",
 		},
 	}
 }
@@ -256,8 +257,12 @@ func (c *Cloud) writeEntra(w http.ResponseWriter, r *http.Request, no aadsts) {
 	writeJSON(w, no.status, no.answer(c, r))
 }
 
+// entraFault is a fault as Entra words it. A Code of the form AADSTS… is one of Entra's own, else it is OAuth's.
 func entraFault(f Fault) aadsts {
+	number, err := strconv.Atoi(strings.TrimPrefix(f.Code, "AADSTS"))
 	switch {
+	case err == nil:
+		return aadsts{cmp.Or(f.Status, http.StatusUnauthorized), "invalid_client", number, "A fault on demand."}
 	case f.Status >= http.StatusInternalServerError:
 		return aadsts{f.Status, cmp.Or(f.Code, "temporarily_unavailable"), 90033, "A transient error has occurred. Please try again."}
 	case f.Status == 0 || f.Status == http.StatusTooManyRequests:
@@ -299,7 +304,7 @@ func (c *Cloud) serveEntra(w http.ResponseWriter, r *http.Request) {
 	case t == nil:
 		c.writeEntra(w, r, unknownTenant(id, page))
 	case page == "oauth2/v2.0/token":
-		c.entraTokenEndpoint(w, r, t)
+		c.entraTokenEndpoint(w, r, t) //nolint:contextcheck // what it asks an issuer ends with the cloud
 	case r.Method != http.MethodGet:
 		w.WriteHeader(http.StatusMethodNotAllowed)
 	case page == "discovery/v2.0/keys":

@@ -153,8 +153,12 @@ func TestEntraFederation(t *testing.T) {
 	issuer, other, ec, silent := c.AddIssuer("https://oidc.example.com/id"), c.AddIssuer("https://oidc.example.com/other"), c.AddIssuer("https://ec.example.com"), c.AddIssuer("https://silent.example.com/")
 	ec.UseES256()
 	c.AddServicePrincipal(testTenant, ServicePrincipal{ClientID: testApp, Federated: []FederatedCredential{
-		{Issuer: issuer.URL(), Subject: subject}, {Issuer: issuer.URL(), Subject: "own", Audience: "api://own"}, {Issuer: "https://slash.example.com/", Subject: subject},
-		{Issuer: ec.URL(), Subject: subject}, {Issuer: silent.URL(), Subject: subject}, {Issuer: "https://nowhere.example.com", Subject: subject},
+		{Issuer: issuer.URL(), Subject: subject},
+		{Issuer: issuer.URL(), Subject: "own", Audience: "api://own"},
+		{Issuer: "https://slash.example.com/", Subject: subject},
+		{Issuer: ec.URL(), Subject: subject},
+		{Issuer: silent.URL(), Subject: subject},
+		{Issuer: "https://nowhere.example.com", Subject: subject},
 	}})
 	bare := c.AddServicePrincipal(testTenant, ServicePrincipal{})
 	slash := c.AddIssuer("https://slash.example.com/")

@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -210,10 +211,12 @@ func TestEntraDiscovery(t *testing.T) {
 			}
 		})
 	}
+	both := map[string][]any{}
 	for _, page := range []string{"/discovery/v2.0/keys", "/discovery/keys"} {
-		if keys, _ := c.send(t, http.MethodGet, public+testTenant+page, "").fields["keys"].([]any); len(keys) != 1 {
-			t.Errorf("%s has %d keys", page, len(keys))
-		}
+		both[page], _ = c.send(t, http.MethodGet, public+testTenant+page, "").fields["keys"].([]any)
+	}
+	if !reflect.DeepEqual(both["/discovery/v2.0/keys"], both["/discovery/keys"]) || len(both["/discovery/keys"]) != 1 {
+		t.Errorf("%v", both)
 	}
 	if answer := c.send(t, http.MethodPost, public+testTenant+"/v2.0/.well-known/openid-configuration", ""); answer.status != 405 {
 		t.Errorf("a POST: %d", answer.status)
@@ -269,6 +272,7 @@ func TestEntraTokenRefusals(t *testing.T) {
 		{name: "users' scopes alone", change: map[string]string{"scope": "openid"}, want: "400 invalid_scope 1002012"},
 		{name: "an unknown resource", change: map[string]string{"scope": "api://x/.default"}, want: "400 invalid_resource 500011"},
 		{name: "no form", body: `{"grant_type":"client_credentials"}`, kind: "application/json", want: "400 invalid_request 900144"},
+		{name: "a form by another name", body: entraForms(nil), kind: "text/plain", want: "400 invalid_request 900144"},
 		{name: "a form twice", body: entraForms(nil) + "&client_id=" + testApp, want: "400 invalid_request 9000410"},
 		{name: "another tenant", address: "https://login.microsoftonline.com/" + testApp + "/oauth2/v2.0/token", want: "400 invalid_request 90002"},
 		{name: "another cloud", address: "https://login.microsoftonline.us/" + testTenant + "/oauth2/v2.0/token", want: "400 invalid_request 90002"},
@@ -336,6 +340,7 @@ func TestEntraFaults(t *testing.T) {
 		{Fault{Operation: "token", RetryAfter: 7 * time.Second}, "429 temporarily_unavailable 90055"},
 		{Fault{Operation: "token", Status: 503}, "503 temporarily_unavailable 90033"},
 		{Fault{Operation: "token", Status: 400, Code: "invalid_grant"}, "400 invalid_grant 90033"},
+		{Fault{Operation: "token", Code: "AADSTS7000222"}, "401 invalid_client 7000222"},
 		{Fault{Operation: "discovery"}, "200"},
 		{Fault{Service: "acr"}, "200"},
 	} {

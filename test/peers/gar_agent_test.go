@@ -3,6 +3,7 @@
 package peers
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -14,16 +15,25 @@ import (
 	"github.com/credential-broker/credential-broker/test/peers/internal/program"
 )
 
-// throughAgent starts an agent for the scene's image, and gives what asks it for an image, with a pod's token. It may be called by several at once.
-func (s *scene) throughAgent() (ask func(image, token string) (login, error)) {
+// puller is whose pull it is: a pod's, by its token and its service account's annotations, or, without them, the node's.
+type puller struct {
+	token       string
+	annotations map[string]string
+}
+
+// asker asks an agent for an image, until ctx ends. It may be called by several at once.
+type asker func(ctx context.Context, image string, by puller) (login, error)
+
+// throughAgent starts an agent for the scene's provider, and gives what asks it.
+func (s *scene) throughAgent() asker {
 	s.Helper()
 	config := s.brokerConfig(nil)
 	s.add("CREDENTIAL_BROKER_AGENT=" + s.startAgent(config))
-	host, _, _ := strings.Cut(s.image, "/")
-	return func(image, token string) (login, error) {
+	return func(ctx context.Context, image string, by puller) (login, error) {
 		asking := *s
-		asking.image, asking.token = image, token
-		r := asking.kubelet(asking.run(asking.request(), path(program.Broker), "--config", config))
+		asking.image, asking.token, asking.annotations = image, by.token, by.annotations
+		r := asking.kubelet(asking.runUntil(ctx, asking.request(), path(program.Broker), "--config", config))
+		host, _, _ := strings.Cut(image, "/")
 		switch {
 		case r.code != 0 || len(r.auth) != 1:
 			return login{}, fmt.Errorf("%s: exit status %d, %d credentials: %s", image, r.code, len(r.auth), r.said)
@@ -48,7 +58,7 @@ func (s *scene) atOnce(number int, do func(i int) error) {
 	all.Wait()
 }
 
-// asked counts the requests to one of Google's services that ended with a status.
+// asked counts the requests to one of the cloud's services that ended with a status.
 func (s *scene) asked(service, operation string, status int) (n int) {
 	for _, r := range s.Requests() {
 		if r.Service == service && r.Operation == operation && r.Status == status {
@@ -76,7 +86,7 @@ func TestFiftyImagesOfOneProjectAreOneTokenRequest(t *testing.T) {
 			ask := s.throughAgent()
 			s.atOnce(50, func(i int) error {
 				image := fmt.Sprintf("%s/%s/repo/app-%d", garHost, garProject, i)
-				l, err := ask(image, "")
+				l, err := ask(t.Context(), image, puller{})
 				if err != nil {
 					return err
 				}
@@ -97,20 +107,23 @@ func TestTwoPodsIdentitiesNeverMix(t *testing.T) {
 	s.machine(garNode)
 	s.gkePod(map[string]string{pullAnnotation: "true"})
 	cluster := s.AddGKECluster(garCluster)
-	type who struct{ token, principal string }
-	everybody := []who{{"", garNode}}
+	type who struct {
+		puller
+		principal string
+	}
+	everybody := []who{{principal: garNode}}
 	for _, name := range []string{"cart", "till"} {
 		token := cluster.Token(map[string]any{
 			"aud": []string{garCluster.Pool()}, "sub": "system:serviceaccount:shop:" + name,
 			"kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": map[string]any{"name": name, "uid": "uid of " + name}},
 		})
-		everybody = append(everybody, who{token, garCluster.Principal("shop", name)})
+		everybody = append(everybody, who{puller{token, s.annotations}, garCluster.Principal("shop", name)})
 	}
 	ask := s.throughAgent()
 	s.atOnce(60, func(i int) error {
 		asks := everybody[i%len(everybody)]
 		image := fmt.Sprintf("%s/%s/repo/app-%d", garHost, garProject, i/len(everybody)%4)
-		l, err := ask(image, asks.token)
+		l, err := ask(t.Context(), image, asks.puller)
 		if err != nil {
 			return err
 		}
@@ -132,14 +145,14 @@ func TestTheAgentServesOnWithoutAMetadataServer(t *testing.T) {
 	s.inGoogle(garHost, garProject)
 	s.machine(garNode)
 	ask := s.throughAgent()
-	first, err := ask(s.image, "")
+	first, err := ask(t.Context(), s.image, puller{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Fail(cloud.Fault{Service: "google-metadata", Reset: true})
 	for i := range 5 {
 		image := fmt.Sprintf("%s/%s/repo/app-%d", garHost, garProject, i)
-		l, err := ask(image, "")
+		l, err := ask(t.Context(), image, puller{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +163,7 @@ func TestTheAgentServesOnWithoutAMetadataServer(t *testing.T) {
 	if r := s.run("", path(program.Broker), "forget", "--all"); r.code != 0 {
 		t.Fatalf("forget: %s", r.said)
 	}
-	if _, err := ask(s.image, ""); err == nil {
+	if _, err := ask(t.Context(), s.image, puller{}); err == nil {
 		t.Error("there is an answer from nowhere: the metadata server is not away, and this shows nothing")
 	}
 }
@@ -176,7 +189,7 @@ func TestTheAgentRenewsATokenBeforeItEnds(t *testing.T) {
 	ask := s.throughAgent()
 	answer := func() login {
 		t.Helper()
-		l, err := ask(s.image, "")
+		l, err := ask(t.Context(), s.image, puller{})
 		if err != nil {
 			t.Fatal(err)
 		}

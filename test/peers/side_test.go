@@ -112,11 +112,17 @@ type login struct{ Username, Password string }
 // run runs a program to its end.
 func (s *scene) run(stdin string, path string, args ...string) raw {
 	s.Helper()
+	return s.runUntil(s.Context(), stdin, path, args...)
+}
+
+// runUntil is run for a program that is ended when ctx is done.
+func (s *scene) runUntil(ctx context.Context, stdin string, path string, args ...string) raw {
+	s.Helper()
 	patience := s.patience
 	if patience == 0 {
 		patience = time.Minute
 	}
-	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = slices.Concat([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.home, "TMPDIR=" + s.TempDir()}, s.Environ(), s.env)

@@ -174,7 +174,7 @@ func (s *Session) Call(ctx context.Context, service, region string) (context.Con
 func (s *Session) Region() (string, error) {
 	if s.Config.Region == "" {
 		return "", fmt.Errorf("nothing says which region to ask: tried environment (no AWS_REGION, no AWS_DEFAULT_REGION); shared configuration (%s); instance metadata (%s)",
-			sharedFiles(s.tried.env, "a region"), s.unplaced)
+			sharedFiles(s.tried.env, "has no region for the profile"), s.unplaced)
 	}
 	return s.Config.Region, nil
 }

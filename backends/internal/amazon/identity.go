@@ -79,7 +79,7 @@ func (s *Session) noCredentials(err error) error {
 		add("profile %q of the shared configuration (%s)", shared.Profile, why)
 	default:
 		add("environment (no AWS_ACCESS_KEY_ID, no AWS_WEB_IDENTITY_TOKEN_FILE)")
-		add("shared configuration (%s)", sharedFiles(env, "credentials"))
+		add("shared configuration (%s)", sharedFiles(env, "has no credentials for the profile"))
 		if env.ContainerCredentialsRelativePath != "" || env.ContainerCredentialsEndpoint != "" {
 			add("container credentials endpoint (%s)", s.metadata.outcome(err))
 			break
@@ -99,8 +99,8 @@ func (s *Session) noCredentials(err error) error {
 	return found.Kind()(&CallError{found, text})
 }
 
-// sharedFiles says which of the shared configuration files there are, though they do not have what was looked for.
-func sharedFiles(env config.EnvConfig, what string) string {
+// sharedFiles says which of the shared configuration files there are, and of those what they lack.
+func sharedFiles(env config.EnvConfig, lack string) string {
 	credentials, configuration := env.SharedCredentialsFile, env.SharedConfigFile
 	if credentials == "" {
 		credentials = config.DefaultSharedCredentialsFilename()
@@ -116,7 +116,7 @@ func sharedFiles(env config.EnvConfig, what string) string {
 		if _, err := os.Stat(file); err != nil {
 			s += "no " + file
 		} else {
-			s += file + " has no " + what + " for the profile"
+			s += file + " " + lack
 		}
 	}
 	return s

@@ -69,7 +69,7 @@ func (m *metadata) heed(r *http.Request) func(*http.Response, error) (*http.Resp
 			case response.StatusCode == http.StatusForbidden:
 				s += ": it is switched off for this instance"
 			}
-		case time.Since(began) >= metadataTimeout, r.Context().Err() != nil:
+		case time.Since(began) >= metadataTimeout*9/10, r.Context().Err() != nil: // the client's time began a little before
 			s = fmt.Sprintf("no answer within %s: there is none here, or the instance's hop limit is too low for a container", time.Since(began).Round(time.Second))
 		case errors.As(err, &refused):
 			s = remote.Cut(refused.Err.Error())

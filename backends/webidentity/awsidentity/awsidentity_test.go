@@ -46,7 +46,8 @@ func setUp(t *testing.T) (*cloud.Cloud, *cloud.Issuer) {
 	t.Setenv("HOME", t.TempDir())
 	setenv(t, c.Environ()...)
 	c.AddRole(cloud.Role{ARN: role, Policy: []cloud.Statement{may}, Trust: []cloud.Trust{{Federated: cluster, Audience: "sts.amazonaws.com", Subject: "system:serviceaccount:*"}, {AWS: user}}})
-	return c, c.EnableOutboundFederation(account)
+	issuer := c.EnableOutboundFederation(account)
+	return c, issuer
 }
 
 func setenv(t *testing.T, env ...string) {
@@ -266,11 +267,12 @@ func TestFailures(t *testing.T) {
 			},
 		},
 		{
-			name: "no region, and nobody who knows one", kind: backends.KindMisconfigured, field: "webIdentity.aws.region", words: []string{"instance metadata (127.0.0.1:", "connection refused"},
+			name: "no region, and nobody who knows one", kind: backends.KindMisconfigured, field: "webIdentity.aws.region", words: []string{"/file has no region for the profile", "instance metadata (127.0.0.1:", "connection refused"},
 			prepare: func(t *testing.T, c *cloud.Cloud) {
 				i := c.Instance("")
 				i.Refuse()
 				setenv(t, append(c.AddUser(user, may).Environ(), i.Environ()...)...)
+				setenv(t, "AWS_CONFIG_FILE="+write(t, "[default]\noutput=json\n"))
 			},
 		},
 		{

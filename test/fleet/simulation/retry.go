@@ -21,7 +21,7 @@ type call struct {
 // seconds, at most 20 s, which three attempts never reach. Its own budget of retries is that of a process, and large enough for one call.
 const standardAttempts = 3
 
-// The ECR backend's client is the SDK's adaptive one as backends/ecr/retry.go sets it (aws-sdk-go-v2 v1.48.0): up to 20 attempts while throttled, three for other failures, a random part of 2^(n-1) seconds
+// The ECR backend's client is the SDK's adaptive one as backends/internal/amazon/call.go sets it (aws-sdk-go-v2 v1.48.0): up to 20 attempts while throttled, three for other failures, a random part of 2^(n-1) seconds
 // between them (of a twentieth of that where it was not throttled), at most 5 s, and never beyond the provider's timeout.
 const (
 	adaptiveAttempts = 20
