@@ -29,7 +29,7 @@ func (c *Cloud) Secrets() []string {
 	return slices.Clone(c.secrets.all)
 }
 
-// Sent, in the Body of a Fault, stands for the body of the request and the values of its header, as they are within a string of JSON.
+// Sent stands, in the Body of a Fault, for the body of the request and the values of its header, as they are within a string of JSON.
 const Sent = "$SENT"
 
 // repeated is a Fault's body with what it repeats.

@@ -185,7 +185,7 @@ func (r *region) issuing(status int) {
 
 // printing is a program that prints what it knows on standard error, and the answer on standard output.
 func (r *region) printing(says, answer, end string) string {
-	return r.program("echo '"+says+"' >&2\necho '"+answer+"'\n"+end)
+	return r.program("echo '" + says + "' >&2\necho '" + answer + "'\n" + end)
 }
 
 func (r *region) keysPrinted() string {
