@@ -24,7 +24,7 @@ COMMANDS := $(patsubst %/,./%,$(sort $(dir $(wildcard cmd/*/*.go))))
 BROKER   := $(filter ./cmd/credential-broker,$(COMMANDS))
 BACKENDS := $(filter ./cmd/credential-backend-%,$(COMMANDS))
 # What a backend starts, and looks for beside itself.
-HELPERS  := $(filter ./cmd/gar-check,$(COMMANDS))
+HELPERS  := $(filter ./cmd/gar-check ./cmd/aws-identity-token,$(COMMANDS))
 OTHERS   := $(filter-out $(BROKER) $(BACKENDS) $(HELPERS),$(COMMANDS))
 # grpcnotrace leaves out gRPC's debugging pages, whose templates make the linker keep every exported method of every type: a sixth of a program's size, and time in each start.
 GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)"

@@ -132,7 +132,7 @@ func (a *azure) checkAnonymous(ctx context.Context, reg registry, service string
 	if err != nil {
 		return backends.Refused(fmt.Errorf("%s: its name makes no URL", doing))
 	}
-	resp, err := calls.Do(r)
+	resp, err := calls.Do(r) //nolint:contextcheck // the request has it
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return calls.explain(ctx, err, doing, func(last exchange) string {
 			if last.status == http.StatusUnauthorized || last.status == http.StatusForbidden {

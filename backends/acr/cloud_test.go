@@ -19,6 +19,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
+	"github.com/credential-broker/credential-broker/backends/webidentity/awsidentity"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -28,6 +29,12 @@ const (
 	image  = host + "/team/app"
 	secret = "Q8~not-a-real-secret-of-the-application"
 )
+
+// TestMain has AWS asked by this process itself: the program that a backend has for that is not installed here.
+func TestMain(m *testing.M) {
+	webSources.AWS = awsidentity.New
+	os.Exit(m.Run())
+}
 
 // setUp makes a cloud with a tenant and a registry in it, points this process's environment to it, and empties it of all else that Azure's libraries heed.
 func setUp(t *testing.T) (c *cloud.Cloud, tenant string) {

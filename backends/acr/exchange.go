@@ -33,7 +33,7 @@ func (a *azure) challenge(ctx context.Context, reg registry) (service string, er
 	if err != nil {
 		return "", backends.Refused(fmt.Errorf("%s: its name makes no URL", doing))
 	}
-	resp, err := calls.Do(r)
+	resp, err := calls.Do(r) //nolint:contextcheck // the request has it
 	if err != nil {
 		return "", calls.explain(ctx, err, doing, nil)
 	}

@@ -344,6 +344,7 @@ func TestALeafBehindItsIssuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	both := write(t, "both.pem", append(before[bytes.Index(before, []byte("-----BEGIN CERTIFICATE")):], after...))
+	_, issuer, _ := bytes.Cut(before, []byte("-----END PRIVATE KEY-----\n"))
+	both := write(t, "both.pem", append(issuer, after...))
 	pull(t, c, backendFor(t, c, Config{Identity: Identity{TenantID: tenant, ClientID: p.ClientID, ClientCertificateFile: both}}), backends.Request{Image: image})
 }

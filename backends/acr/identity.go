@@ -24,7 +24,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
-	"github.com/credential-broker/credential-broker/backends/webidentity/awsidentity"
+	"github.com/credential-broker/credential-broker/backends/webidentity/awsprogram"
 )
 
 // The annotations of a service account that name whom its pods pull as. Azure's own provider reads the same.
@@ -210,7 +210,7 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 var errNoCloud = errors.New("no cloud")
 
 // cloud is the one whose Entra ID is asked. An identity of one cloud means nothing to a registry of another, and is none of its business.
-func (p *proof) cloud(reg registry) (*cloudSettings, error) {
+func (p proof) cloud(reg registry) (*cloudSettings, error) {
 	own := reg.cloud
 	switch {
 	case p.AuthorityHost != "" && !validAuthority(p.AuthorityHost): // from the environment
@@ -254,7 +254,7 @@ func (a *azure) ask(ctx context.Context, p proof, cloud *cloudSettings, scope st
 }
 
 // withoutDiscovery: Microsoft is not asked whether it knows the Entra ID, which costs a round trip. Of its own clouds that is known.
-func (p *proof) withoutDiscovery(cloud *cloudSettings) bool {
+func (p proof) withoutDiscovery(cloud *cloudSettings) bool {
 	return p.DisableInstanceDiscovery || !cloud.custom()
 }
 
@@ -411,7 +411,7 @@ func (a *azure) readToken(p proof) (string, error) {
 }
 
 // webSources has AWS's tokens too, which Entra takes where AWS signs them with RS256.
-var webSources = webidentity.Sources{AWS: awsidentity.New}
+var webSources = webidentity.Sources{AWS: awsprogram.New}
 
 // webIdentity is a source of identity tokens, for what the cloud takes them for.
 func (a *azure) webIdentity(p proof, cloud *cloudSettings) (webidentity.Source, error) {

@@ -208,7 +208,7 @@ func TestChecks(t *testing.T) {
 			own.ClientID = aClient
 			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.us"}, Identity: Identity{Anonymous: true}}, {Registries: []string{"*.azurecr.io"}, Identity: own}}
 		}, "", "AADSTS700016", refused},
-		"no image, and a registry with an identity of its own": {func(c *cloud.Cloud, _ string, cfg *Config) {
+		"no image, and a registry with an identity of its own": {func(_ *cloud.Cloud, _ string, cfg *Config) {
 			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.io"}, Identity: cfg.Identity}}
 			cfg.Identity = Identity{}
 		}, "", "", 0},

@@ -28,7 +28,7 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	b := &Backend{cfg: cfg, program: besideThis}
+	b := &Backend{cfg: cfg, program: checkProgram.Path}
 	b.tokens.Expires = func(t token) time.Time { return t.expires }
 	var err error
 	b.google, err = newGoogle(&b.cfg)

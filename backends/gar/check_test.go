@@ -32,11 +32,11 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	checker = filepath.Join(dir, checkProgram)
+	checker = filepath.Join(dir, checkProgram.Name)
 	if isWindows {
 		checker += ".exe"
 	}
-	if out, err := exec.Command("go", "build", "-o", checker, "../../cmd/"+checkProgram).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", checker, "../../cmd/"+checkProgram.Name).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
 		return 1
 	}
@@ -444,7 +444,7 @@ func TestTheProgram(t *testing.T) {
 	script := func(text string) func(*testing.T) string {
 		return func(t *testing.T) string {
 			t.Helper()
-			file := write(t, checkProgram, []byte("#!/bin/sh\n"+text))
+			file := write(t, checkProgram.Name, []byte("#!/bin/sh\n"+text))
 			if err := os.Chmod(file, 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -464,7 +464,7 @@ func TestTheProgram(t *testing.T) {
 			}
 			return file
 		}, backends.KindMisconfigured, "is not safe to use"},
-		"one that is no program":              {func(t *testing.T) string { return write(t, checkProgram, nil) }, backends.KindMisconfigured, "not executable"},
+		"one that is no program":              {func(t *testing.T) string { return write(t, checkProgram.Name, nil) }, backends.KindMisconfigured, "not executable"},
 		"one that fails, with what it read":   {script("cat >&2; exit 3"), backends.KindUnavailable, "exit status 3"},
 		"one that prints what it read":        {script("cat; exit 3"), backends.KindUnavailable, "exit status 3"},
 		"one that prints no answer":           {script("cat >/dev/null; echo " + planted), backends.KindUnavailable, "it printed no answer"},

@@ -116,6 +116,14 @@ const (
 	ES384 SigningAlgorithm = "ES384"
 )
 
+// String names the source for messages.
+func (a AWS) String() string {
+	if a.Region == "" {
+		return "AWS's STS"
+	}
+	return "AWS's STS in " + a.Region
+}
+
 func (a AWS) withDefaults() AWS {
 	a.SigningAlgorithm = cmp.Or(a.SigningAlgorithm, RS256)
 	a.Duration = cmp.Or(a.Duration, 5*time.Minute)

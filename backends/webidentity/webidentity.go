@@ -28,7 +28,7 @@ type Token struct {
 
 // Sources are the sources that a backend brings, since not every program is to carry what they need. It gives the same ones to Validate and to New.
 type Sources struct {
-	// AWS makes the source of the setting `aws`: awsidentity.New, with AWS's SDK. What becomes of its tokens, and where in the settings its errors point, is decided here. nil: the setting is
+	// AWS makes the source of the setting `aws`: awsidentity.New, with AWS's SDK, or awsprogram.New, which has another program ask. What becomes of its tokens, and where in the settings its errors point, is decided here. nil: the setting is
 	// refused.
 	AWS func(c AWS, audience string) Source
 	// InsteadOfAWS is what to do then, for the message.

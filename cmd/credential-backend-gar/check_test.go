@@ -39,7 +39,7 @@ func TestNoPullCarriesWhatOnlyACheckNeeds(t *testing.T) {
 
 // TestNoPullCarriesAnotherCloudsLibrary: the source of identity tokens that brings AWS's is for the backends that offer it. It has it, or this test would see nothing.
 func TestNoPullCarriesAnotherCloudsLibrary(t *testing.T) {
-	for program, carries := range map[string]bool{".": false, "../gar-check": false, "../credential-broker": false, "../../backends/webidentity": false, "../../backends/webidentity/awsidentity": true} {
+	for program, carries := range map[string]bool{".": false, "../credential-backend-acr": false, "../gar-check": false, "../credential-broker": false, "../../backends/webidentity": false, "../aws-identity-token": true} {
 		out, err := exec.Command("go", "list", "-deps", program).Output()
 		if err != nil {
 			t.Fatal(err)

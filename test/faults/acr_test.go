@@ -539,6 +539,40 @@ func TestNoSecretOfAzuresIsInWhatOtherProcessesCanSee(t *testing.T) {
 	a.noFileHolds()
 }
 
+// TestNoSecretIsInWhatOtherProcessesCanSeeOfTheProgramThatAsksAWS looks at aws-identity-token while it holds AWS's keys, which the backend's environment has.
+func TestNoSecretIsInWhatOtherProcessesCanSeeOfTheProgramThatAsksAWS(t *testing.T) {
+	t.Parallel()
+	a := newAzure(t)
+	a.awsKeys()
+	a.aws.Fail(cloud.Fault{Service: "sts", Operation: "GetWebIdentityToken", Hang: true})
+	cmd := a.command(command{args: []string{"--config", a.configuration("debug", "text", a.provider("acr"))}, stdin: a.request(), env: a.env})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	if !until(grace, func() bool { return a.asked("sts", "GetWebIdentityToken") }) {
+		t.Fatalf("AWS is not asked: %+v", a.aws.Requests())
+	}
+	var programs, backends int
+	for what, text := range a.running(cmd.Process.Pid) {
+		seen := a.found(text)
+		switch {
+		case strings.HasPrefix(what, "environ (aws-identity-"): // as far as the kernel keeps a name
+			programs++
+			fallthrough
+		case !strings.HasPrefix(what, "environ ("):
+			if len(seen) > 0 {
+				t.Errorf("%s shows %v", what, seen)
+			}
+		case strings.HasPrefix(what, "environ (credential-back") && len(seen) > 0: // whose environment it was configured to be
+			backends++
+		}
+	}
+	if isRoot() && (programs != 1 || backends == 0) { // others may not read these environments
+		t.Errorf("%d programs were looked at, want 1, and the keys seen in %d backends, want some: does this test see?", programs, backends)
+	}
+}
+
 // TestNoSecretOfAzuresIsToldByADeath: backends that are ended while they hold their secrets tell none.
 func TestNoSecretOfAzuresIsToldByADeath(t *testing.T) {
 	for _, sig := range deaths {

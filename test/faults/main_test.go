@@ -66,7 +66,7 @@ func run(m *testing.M) int {
 // build builds the programs, ours as releases are built, so that users other than root can run them too.
 func build(dir string) error {
 	release := exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir,
-		"COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec ./cmd/credential-backend-dockerconfig ./cmd/credential-backend-ecr ./cmd/credential-backend-gar ./cmd/credential-backend-acr ./cmd/gar-check")
+		"COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec ./cmd/credential-backend-dockerconfig ./cmd/credential-backend-ecr ./cmd/credential-backend-gar ./cmd/credential-backend-acr ./cmd/gar-check ./cmd/aws-identity-token")
 	if output, err := release.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", release, err, output)
 	}

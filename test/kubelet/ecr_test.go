@@ -53,7 +53,7 @@ var withClouds = sync.OnceValues(func() (built, error) {
 	if err != nil {
 		return b, err
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar", "./cmd/credential-backend-acr")
+	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar", "./cmd/credential-backend-acr", "./cmd/aws-identity-token")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -36,13 +36,6 @@ func New(c webidentity.AWS, audience string) webidentity.Source {
 	})}
 }
 
-func (s *source) String() string {
-	if s.Region == "" {
-		return "AWS's STS"
-	}
-	return "AWS's STS in " + s.Region
-}
-
 // Token asks as whomever the SDK's default chain finds (https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html).
 func (s *source) Token(ctx context.Context) (webidentity.Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
