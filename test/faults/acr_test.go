@@ -483,7 +483,7 @@ func (a *azure) hanging(before string) *exec.Cmd {
 	bySecret := by("by-secret", func() { a.as("clientSecretFile", a.write("secret", secret, 0o600)) })
 	byCertificate := by("by-certificate", func() { a.as("clientCertificateFile", a.write("certificate.pem", certificate, 0o600)) })
 	byProgram := by("by-program", func() {
-		a.webIdentity("executable", object{"command": a.program("helper", "sleep 600; :"), "timeout": "50s"})
+		a.webIdentity("executable", object{"command": a.program("sleep 600; :"), "timeout": "50s"})
 	})
 	byHeader := by("by-header", func() { a.elsewhere(a.aws.AppServiceIdentity(cloud.ManagedIdentity{System: true})) })
 	byHeader["inheritEnv"] = []string{"IDENTITY_*"}

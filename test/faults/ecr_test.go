@@ -121,10 +121,10 @@ func (r *region) all() string {
 	return strings.Join(all, " / ") // with that, it is no code that a message might repeat
 }
 
-func (r *region) program(name, script string) string {
+func (r *region) program(script string) string {
 	syscall.ForkLock.RLock() // what another test has started meanwhile would have it open for writing
 	defer syscall.ForkLock.RUnlock()
-	return r.write(name, "#!/bin/sh\n"+script+"\n", 0o700)
+	return r.write("helper", "#!/bin/sh\n"+script+"\n", 0o700)
 }
 
 // run asks for the image as the kubelet does.
@@ -185,7 +185,7 @@ func (r *region) issuing(status int) {
 
 // printing is a program that prints what it knows on standard error, and the answer on standard output.
 func (r *region) printing(says, answer, end string) string {
-	return r.program("helper", "echo '"+says+"' >&2\necho '"+answer+"'\n"+end)
+	return r.program("echo '" + says + "' >&2\necho '" + answer + "'\n" + end)
 }
 
 func (r *region) keysPrinted() string {
@@ -456,7 +456,7 @@ func (r *region) hanging(before string) *exec.Cmd {
 	byKeys := r.provider("by-keys")
 	byKeys["config"] = object{"proxy": r.settings["proxy"], "podIdentity": "Off"}
 	key := r.secret("executable's variable", r.core("variable"))
-	r.webIdentity("executable", object{"command": r.program("helper", "sleep 600; :"), "env": object{"KEY": key}, "timeout": "50s"})
+	r.webIdentity("executable", object{"command": r.program("sleep 600; :"), "env": object{"KEY": key}, "timeout": "50s"})
 	byProgram := r.with(r.provider("by-program"), object{"inheritEnv": []string{}})
 	other := r.with(r.misbehaves("other", "author hang"), object{"matchImages": []string{ecrHost}, "tokenAttributes": byToken["tokenAttributes"]})
 	cmd := r.command(command{

@@ -391,7 +391,7 @@ func (g *google) hanging(before string) *exec.Cmd {
 	g.settings = object{}
 	g.awsKeys()
 	byAWS := g.with(g.provider("by-aws"), object{"config": settings(g.settings)})
-	g.external(object{"executable": object{"command": g.program("helper", "sleep 600; :"), "timeout_millis": 50000}})
+	g.external(object{"executable": object{"command": g.program("sleep 600; :"), "timeout_millis": 50000}})
 	byProgram := g.with(g.provider("by-program"), object{"inheritEnv": []string{}, "config": settings(object{"credentialsFile": g.settings["credentialsFile"]})})
 	return g.command(command{args: []string{"--config", g.configuration("debug", "text", byToken, byKey, byAWS, byProgram)}, stdin: g.request(), env: g.env, before: before})
 }

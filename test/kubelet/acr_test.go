@@ -404,14 +404,6 @@ var acrRows = []row{
 	}, "", []pull{{"contoso.westeurope.geo.azurecr.io/team/app", pod{}, acrNode}}, []string{"exchange of the Entra token at registry contoso.westeurope.geo.azurecr.io", "AcrPull is missing"}},
 }
 
-// usual are a row's pulls.
-func (r row) usual(image string) []pull {
-	if r.pulls != nil {
-		return r.pulls
-	}
-	return []pull{{image, pod{}, r.asker}}
-}
-
 // TestACRIdentities: with every identity, the kubelet's keyring has for the image exactly the credential with which it is pulled, and for images elsewhere none.
 func TestACRIdentities(t *testing.T) {
 	for _, r := range acrRows {
@@ -422,7 +414,7 @@ func TestACRIdentities(t *testing.T) {
 			w.start()
 			w.ForgetRequests()
 			seen := map[string]bool{}
-			for i, p := range r.usual(acrImage) {
+			for i, p := range r.all(acrImage) {
 				found := w.lookup(p.image, p.pod)
 				if len(found) != 1 {
 					t.Fatalf("%s: the kubelet has %d credentials\n%s", p.image, len(found), w.read("stderr"))
@@ -447,7 +439,7 @@ func TestACRIdentities(t *testing.T) {
 			asked := len(w.askers())
 			for _, elsewhere := range []string{"registry.example/team/app", acrHost + ".example/team/app", acrClosed + "/team/app"} {
 				before := w.starts()
-				if found := w.lookup(elsewhere, r.usual(acrImage)[0].pod); len(found) != 0 || w.starts() != before+1 {
+				if found := w.lookup(elsewhere, r.all(acrImage)[0].pod); len(found) != 0 || w.starts() != before+1 {
 					t.Errorf("%s: the kubelet has %d credentials after %d starts of the broker", elsewhere, len(found), w.starts()-before)
 				}
 			}
@@ -468,12 +460,12 @@ func TestACRIdentitiesRefused(t *testing.T) {
 			w.refuse = true
 			r.prepare(w)
 			w.start()
-			for _, p := range r.usual(acrImage) {
+			for _, p := range r.all(acrImage) {
 				if found := w.lookup(p.image, p.pod); len(found) != 0 {
 					t.Errorf("%s: the kubelet has %d credentials", p.image, len(found))
 				}
 			}
-			if w.starts() != len(r.usual(acrImage)) {
+			if w.starts() != len(r.all(acrImage)) {
 				t.Errorf("the broker was started %d times", w.starts())
 			}
 			if given := w.askers(); len(given) != 0 {

@@ -328,6 +328,14 @@ type row struct {
 	causes []string
 }
 
+// all are a row's pulls, where the usual image is this one.
+func (r row) all(image string) []pull {
+	if r.pulls != nil {
+		return r.pulls
+	}
+	return []pull{{image, pod{}, r.asker}}
+}
+
 func asPod(asker string) []pull { return []pull{{ecrHost + "/team/app", builder, asker}} }
 
 var (
@@ -546,10 +554,7 @@ func TestECRIdentities(t *testing.T) {
 			r.prepare(w)
 			w.start()
 			w.ForgetRequests()
-			pulls := r.pulls
-			if pulls == nil {
-				pulls = []pull{{ecrHost + "/team/app", pod{}, r.asker}}
-			}
+			pulls := r.all(ecrHost + "/team/app")
 			seen := map[string]bool{}
 			for i, p := range pulls {
 				found := w.lookup(p.image, p.pod)
@@ -597,10 +602,7 @@ func TestECRIdentitiesRefused(t *testing.T) {
 			w.refuse = true
 			r.prepare(w)
 			w.start()
-			pulls := r.pulls
-			if pulls == nil {
-				pulls = []pull{{ecrHost + "/team/app", pod{}, r.asker}}
-			}
+			pulls := r.all(ecrHost + "/team/app")
 			for _, p := range pulls {
 				if found := w.lookup(p.image, p.pod); len(found) != 0 {
 					t.Errorf("%s: the kubelet has %d credentials", p.image, len(found))

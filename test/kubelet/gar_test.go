@@ -265,10 +265,7 @@ func TestGARIdentities(t *testing.T) {
 				w.GrantReader(garProject, reader)
 			}
 			w.start()
-			p := pull{garImage, pod{}, r.asker}
-			if r.pulls != nil {
-				p = r.pulls[0]
-			}
+			p := r.all(garImage)[0]
 			found := w.lookup(p.image, p.pod)
 			if len(found) != 1 {
 				t.Fatalf("%s: the kubelet has %d credentials\n%s", p.image, len(found), w.read("stderr"))
@@ -302,10 +299,7 @@ func TestGARIdentitiesRefused(t *testing.T) {
 			w.refuse = true
 			r.prepare(w)
 			w.start()
-			p := pull{garImage, pod{}, r.asker}
-			if r.pulls != nil {
-				p = r.pulls[0]
-			}
+			p := r.all(garImage)[0]
 			if found := w.lookup(p.image, p.pod); len(found) != 0 {
 				t.Errorf("the kubelet has %d credentials", len(found))
 			}
