@@ -2,10 +2,7 @@ package acr
 
 import (
 	"context"
-	"io/fs"
-	"log/slog"
 	"net/http"
-	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -43,7 +40,7 @@ func newAzure(c *Config) *azure {
 	transport := remote.Transport(string(c.Proxy))
 	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a fortieth of a pull's whole time (test/peers/cost), and would spare nothing.
 	transport.ForceAttemptHTTP2 = false
-	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, webs: map[string]webidentity.Source{}, now: time.Now, sleep: sleep}
+	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, webs: map[string]webidentity.Source{}, now: time.Now, sleep: remote.Sleep}
 }
 
 // regional are variables by which the SDK goes to an Entra ID of the region, which is for Microsoft's own services; to find the region, it asks the metadata service by a client of its own, which
@@ -56,23 +53,6 @@ const (
 	// managedTimeout bounds all questions for one token of a managed identity, so that off Azure there is time left to say so.
 	managedTimeout = 8 * time.Second
 )
-
-// onLink says whether a host is on this machine or its own link, as what gives managed identities' tokens is.
-func onLink(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && (ip.Unmap().IsLinkLocalUnicast() || ip.Unmap().IsLoopback())
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
 
 // wait pauses; false: there would be too little time afterwards.
 func (a *azure) wait(ctx context.Context, d time.Duration) bool {
@@ -110,11 +90,4 @@ func (t *throttle) held(key string, now time.Time) time.Duration {
 		}
 	}
 	return max(0, t.until[key].Sub(now))
-}
-
-// warnIfReadable warns of a file with a secret that everybody can read.
-func warnIfReadable(ctx context.Context, path string, mode fs.FileMode) {
-	if mode.Perm()&0o004 != 0 && !isWindows {
-		slog.WarnContext(ctx, "the file has a secret, and can be read by every user of this machine: chmod 0600", "file", path)
-	}
 }

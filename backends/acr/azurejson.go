@@ -7,6 +7,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/files"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 )
 
 // azureConfig is what is read of azure.json, the file of Azure's cloud provider, by the names that it has there
@@ -66,7 +67,7 @@ func (p proof) fromAzureConfig(ctx context.Context) (proof, error) {
 		}
 		return as, nil
 	}
-	if !validUUID(c.AADClientID) || c.TenantID == "" {
+	if !hosts.IsUUID(c.AADClientID) || c.TenantID == "" {
 		return misconfigured("it has neither useManagedIdentityExtension nor an application (aadClientId, tenantId)")
 	}
 	switch {
@@ -74,7 +75,7 @@ func (p proof) fromAzureConfig(ctx context.Context) (proof, error) {
 		as.FederatedTokenFile, as.tokenFrom = c.AADFederatedTokenFile, "aadFederatedTokenFile"+inAzureConfig+path
 	case c.AADClientSecret != "" && c.AADClientSecret != managedSecret:
 		as.secret = c.AADClientSecret
-		warnIfReadable(ctx, path, mode)
+		files.WarnIfReadable(ctx, path, mode)
 	case c.AADClientCertPath != "":
 		as.ClientCertificateFile, as.certificateFrom, as.password = c.AADClientCertPath, "aadClientCertPath"+inAzureConfig+path, c.AADClientCertPassword
 	default:

@@ -17,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
@@ -30,7 +31,6 @@ type exchange struct {
 	hint   hint          // what is known of its words
 	date   string        // by the clock of whoever answered
 	wait   time.Duration // until it wants to be asked again
-	held   bool          // it is not asked, since that time is not there
 	imds   bool          // the answer says that the metadata service gives it
 	absent bool          // nobody took the connection
 	err    error         // why there was no answer
@@ -118,7 +118,7 @@ func (c *calls) Do(r *http.Request) (*http.Response, error) {
 		most, pause = linkTries, firstLinkPause
 	}
 	for try := 1; ; try++ {
-		last := exchange{host: r.URL.Host, near: onLink(r.URL.Hostname())}
+		last := exchange{host: r.URL.Host, near: hosts.IsNear(r.URL.Hostname())}
 		resp, err := c.obedient(r, &last)
 		c.remember(last)
 		if !last.passing() || try == most || r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
@@ -182,7 +182,7 @@ func (c *calls) obedient(r *http.Request, last *exchange) (*http.Response, error
 	key := c.counted(last.host)
 	for c.held(key, c.now()) > 0 {
 		if !c.patient(r.Context(), last.host) {
-			last.held, last.wait, last.err = true, c.held(key, c.now()), errHeld
+			last.wait, last.err = c.held(key, c.now()), errHeld
 			return nil, errHeld
 		}
 	}

@@ -63,21 +63,7 @@ func validPort(port string) bool {
 	return hosts.ConsistsOf(port, "", 0, 5) && strings.Trim(port, "0123456789") == ""
 }
 
-// validUUID takes what Entra has as IDs.
-func validUUID(s string) bool {
-	parts := strings.Split(strings.ToLower(s), "-")
-	if len(parts) != 5 {
-		return false
-	}
-	for i, n := range []int{8, 4, 4, 4, 12} {
-		if len(parts[i]) != n || strings.Trim(parts[i], "0123456789abcdef") != "" {
-			return false
-		}
-	}
-	return true
-}
-
 // validTenant takes what may stand in a URL for a tenant: its ID, one of its domains, or adfs, which Azure Stack Hub without Entra has.
 func validTenant(s string) bool {
-	return validUUID(s) || s == "adfs" || hosts.ValidDomain(strings.ToLower(s))
+	return hosts.IsUUID(s) || s == "adfs" || hosts.ValidDomain(strings.ToLower(s))
 }

@@ -195,7 +195,7 @@ func (c *Config) validate() error {
 	if c.PodIdentity == PodIdentityOff && c.PodClientID != "" {
 		p.add("podClientID", "it is for pods' tokens, and podIdentity is Off: remove one of them")
 	}
-	if c.PodClientID != "" && !validUUID(c.PodClientID) {
+	if c.PodClientID != "" && !hosts.IsUUID(c.PodClientID) {
 		p.add("podClientID", "want the client ID of an application or a managed identity, a UUID, got %q", c.PodClientID)
 	}
 	if c.PodTenantID != "" && !validTenant(c.PodTenantID) {
@@ -267,7 +267,7 @@ func (i *Identity) validate(field string, p *problems) {
 	if i.TenantID != "" && !validTenant(i.TenantID) {
 		p.add(field+"tenantID", "want the ID of a tenant, or one of its domains, got %q", i.TenantID)
 	}
-	if i.ClientID != "" && !validUUID(i.ClientID) {
+	if i.ClientID != "" && !hosts.IsUUID(i.ClientID) {
 		p.add(field+"clientID", "want the client ID of an application, a UUID, got %q", i.ClientID)
 	}
 	for _, f := range []struct{ name, path string }{
@@ -327,7 +327,7 @@ func (m *ManagedIdentity) validate(field string, p *problems) {
 			continue
 		}
 		ids++
-		if id.name != ".resourceID" && !validUUID(id.value) {
+		if id.name != ".resourceID" && !hosts.IsUUID(id.value) {
 			p.add(field+id.name, "want a UUID such as 00000000-0000-0000-0000-000000000000, got %q", id.value)
 		}
 	}

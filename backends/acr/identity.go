@@ -86,7 +86,7 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 	pod.tenantID = cmp.Or(req.Annotations[tenantIDAnnotation], b.cfg.PodTenantID, node.settings.TenantID)
 	// Whoever may annotate a service account is not to make URLs of their own.
 	for _, annotation := range []string{clientIDAnnotation, tenantIDAnnotation} {
-		if value := req.Annotations[annotation]; value != "" && !validUUID(value) {
+		if value := req.Annotations[annotation]; value != "" && !hosts.IsUUID(value) {
 			return who{}, backends.Refused(fmt.Errorf("the annotation %s is %q: want a UUID such as 00000000-0000-0000-0000-000000000000", annotation, remote.Cut(value)))
 		}
 	}
@@ -134,7 +134,7 @@ func (p proof) fromEnvironment(ctx context.Context) (proof, error) {
 		p.AuthorityHost = authority
 	}
 	switch {
-	case client != "" && !validUUID(client):
+	case client != "" && !hosts.IsUUID(client):
 		return p, backends.InvalidConfig("", "AZURE_CLIENT_ID is no client ID, which is a UUID")
 	case tenant != "" && !validTenant(tenant):
 		return p, backends.InvalidConfig("", "AZURE_TENANT_ID is neither the ID of a tenant nor one of its domains")
@@ -193,10 +193,10 @@ func (a *azure) entra(ctx context.Context, w who, reg registry) (entraToken, err
 	}
 	got := entraToken{value: backends.Secret(t.Token), expires: t.ExpiresOn, tenant: p.TenantID}
 	if claims, err := webidentity.ParseClaims(t.Token); err == nil {
-		if validUUID(claims.ObjectID) {
+		if hosts.IsUUID(claims.ObjectID) {
 			got.object = claims.ObjectID
 		}
-		if !validUUID(got.tenant) && validUUID(claims.TenantID) { // registries know tenants by their IDs
+		if !hosts.IsUUID(got.tenant) && hosts.IsUUID(claims.TenantID) { // registries know tenants by their IDs
 			got.tenant = claims.TenantID
 		}
 	}
@@ -325,7 +325,7 @@ func (a *azure) certificate(ctx context.Context, p proof, cloud *cloudSettings, 
 	if err != nil {
 		return nil, misconfigured("%w", err)
 	}
-	warnIfReadable(ctx, p.ClientCertificateFile, mode)
+	files.WarnIfReadable(ctx, p.ClientCertificateFile, mode)
 	password := p.password
 	if p.ClientCertificatePasswordFile != "" {
 		if password, err = readSecret(ctx, "clientCertificatePasswordFile", p.ClientCertificatePasswordFile); err != nil {
@@ -380,7 +380,7 @@ func readSecret(ctx context.Context, field, path string) (backends.Secret, error
 	if err != nil {
 		return "", fileProblem(field, path, "%w", err)
 	}
-	warnIfReadable(ctx, path, mode)
+	files.WarnIfReadable(ctx, path, mode)
 	secret := strings.TrimRight(string(content), "\r\n")
 	if secret == "" || strings.ContainsAny(secret, "\r\n") {
 		return "", fileProblem(field, path, "want one line, which is the secret")

@@ -71,7 +71,7 @@ func (f *file) readCertificate(ctx context.Context, from *certificateSource) (*c
 			return nil, problem(field, "%s: %w", path, err)
 		}
 		if field == "cert_configs.workload.key_path" {
-			warnIfReadable(ctx, path, mode)
+			files.WarnIfReadable(ctx, path, mode)
 		}
 		return content, nil
 	}

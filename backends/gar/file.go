@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
 	"net/http"
 
 	"cloud.google.com/go/auth"
@@ -61,7 +59,7 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 	f := &file{google: g, path: path, kind: head.Type, content: content, domain: head.UniverseDomain}
 	switch credentials.CredType(head.Type) {
 	case credentials.ServiceAccount, credentials.AuthorizedUser, credentials.ImpersonatedServiceAccount, credentials.ExternalAccountAuthorizedUser:
-		warnIfReadable(ctx, path, mode)
+		files.WarnIfReadable(ctx, path, mode)
 	case credentials.ExternalAccount: // says where the secret is, and maybe what program gets it
 		if err := json.Unmarshal(content, &f.external); err != nil {
 			return nil, misconfigured("it is not JSON, or not of the form that Google documents")
@@ -72,13 +70,6 @@ func (g *google) openFile(ctx context.Context, path, from string) (source, error
 		return nil, misconfigured("want a file of type service_account, authorized_user, impersonated_service_account or external_account") // what it has in their place may be a secret
 	}
 	return f, nil
-}
-
-// warnIfReadable warns of a file with a secret that everybody can read.
-func warnIfReadable(ctx context.Context, path string, mode fs.FileMode) {
-	if mode.Perm()&0o004 != 0 && !isWindows {
-		slog.WarnContext(ctx, "the file of Google credentials can be read by every user of this machine: chmod 0600", "file", path)
-	}
 }
 
 // hidden is what credentials within credentials want; "" if it is nothing that has to be looked at.

@@ -35,7 +35,7 @@ var silent = slog.New(slog.DiscardHandler)
 var webSources = webidentity.Sources{InsteadOfAWS: "set aws: true, and no webIdentity"}
 
 func newGoogle(c *Config) (*google, error) {
-	g := &google{cfg: c, now: time.Now, sleep: sleep}
+	g := &google{cfg: c, now: time.Now, sleep: remote.Sleep}
 	if !c.WebIdentity.IsZero() {
 		web, err := webidentity.New(c.WebIdentity, "https:"+providerAudience(c.WorkloadIdentityProvider), webSources)
 		if err != nil {
@@ -79,15 +79,4 @@ func (g *google) wait(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 	return g.sleep(ctx, d)
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 )
 
 // azure is the Azure Instance Metadata Service.
@@ -85,7 +86,7 @@ func (a *azure) Token(ctx context.Context) (Token, error) {
 	// the tenant knows.
 	j := a.judge
 	if claims, err := ParseClaims(strings.TrimSpace(body.AccessToken)); err == nil && len(claims.Audience) == 1 &&
-		(isUUID(claims.Audience[0]) || strings.TrimSuffix(claims.Audience[0], "/") == strings.TrimSuffix(j.audience, "/")) {
+		(hosts.IsUUID(claims.Audience[0]) || strings.TrimSuffix(claims.Audience[0], "/") == strings.TrimSuffix(j.audience, "/")) {
 		j.audience = claims.Audience[0]
 	}
 	return j.token(body.AccessToken, a.String())

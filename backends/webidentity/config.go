@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -195,7 +196,7 @@ func (c Config) Validate(field string, from Sources) error {
 			if id.value != "" {
 				ids++
 			}
-			if id.name != "resourceID" && id.value != "" && !isUUID(id.value) {
+			if id.name != "resourceID" && id.value != "" && !hosts.IsUUID(id.value) {
 				problem(".azureManagedIdentity."+id.name, "want a UUID such as 00000000-0000-0000-0000-000000000000, got %q", id.value)
 			}
 		}
@@ -293,7 +294,7 @@ func (u *URL) validate(problem reporter) {
 		problem(".url.url", "has a user or password: put an Authorization header into headers")
 	case parsed.Fragment != "":
 		problem(".url.url", "has a fragment (#…), which is never sent: remove it")
-	case parsed.Scheme == "http" && !isNear(parsed.Hostname()):
+	case parsed.Scheme == "http" && !hosts.IsNear(parsed.Hostname()):
 		problem(".url.url", "want https: plain http, which shows the token to everybody on the way, is for loopback and link-local addresses only")
 	}
 	for name, value := range u.Headers {
@@ -354,16 +355,6 @@ func isHeaderName(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !alphanumeric(r) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r) })
 }
 
-// isNear says that plain HTTP to the host stays on this machine, or on the link between it and its hypervisor.
-func isNear(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	ip = ip.Unmap()
-	return err == nil && (ip.IsLoopback() || ip.IsLinkLocalUnicast())
-}
-
 // socket is where a Workload API listens.
 type socket struct{ network, address string }
 
@@ -413,17 +404,4 @@ func alphanumeric(r rune) bool {
 // printable: what can stand in a query and a message.
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\uFFFD' })
-}
-
-func isUUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i, r := range s {
-		hyphen := i == 8 || i == 13 || i == 18 || i == 23
-		if hyphen && r != '-' || !hyphen && !strings.ContainsRune("0123456789abcdefABCDEF", r) {
-			return false
-		}
-	}
-	return true
 }

@@ -2,10 +2,13 @@
 package files
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
+	"runtime"
 	"syscall"
 )
 
@@ -38,4 +41,11 @@ func Read(path string) (content []byte, mode fs.FileMode, err error) {
 		return nil, 0, errors.New("it has more than a megabyte, which no file of credentials has")
 	}
 	return content, info.Mode(), nil
+}
+
+// WarnIfReadable warns of a file with a secret that everybody can read. Mode is as Read gives it.
+func WarnIfReadable(ctx context.Context, path string, mode fs.FileMode) {
+	if mode.Perm()&0o004 != 0 && runtime.GOOS != "windows" {
+		slog.WarnContext(ctx, "the file has a secret, and can be read by every user of this machine: chmod 0600", "file", path)
+	}
 }

@@ -1,7 +1,8 @@
-// Package hosts judges names of hosts, and the patterns by which settings name registries. It knows none.
+// Package hosts judges names of hosts and other things that become part of a URL, and the patterns by which settings name registries. It knows none.
 package hosts
 
 import (
+	"net/netip"
 	"path"
 	"slices"
 	"strings"
@@ -34,4 +35,28 @@ func Match(patterns []string, host string) bool {
 		}
 	}
 	return false
+}
+
+// IsNear says that plain HTTP to the host stays on this machine, or on the link between it and its hypervisor.
+func IsNear(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	ip = ip.Unmap()
+	return err == nil && (ip.IsLoopback() || ip.IsLinkLocalUnicast())
+}
+
+// IsUUID takes a UUID in its usual form, upper or lower case (RFC 9562, section 4).
+func IsUUID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i, r := range s {
+		hyphen := i == 8 || i == 13 || i == 18 || i == 23
+		if hyphen && r != '-' || !hyphen && !strings.ContainsRune("0123456789abcdefABCDEF", r) {
+			return false
+		}
+	}
+	return true
 }

@@ -24,3 +24,25 @@ func TestMatch(t *testing.T) {
 		}
 	}
 }
+
+func TestNear(t *testing.T) {
+	for host, want := range map[string]bool{
+		"localhost": true, "LOCALHOST": true, "127.0.0.1": true, "127.8.9.1": true, "::1": true, "169.254.169.254": true, "::ffff:169.254.169.254": true, "fe80::1": true,
+		"": false, "10.0.0.1": false, "localhost.example": false, "8.8.8.8": false, "fd00:ec2::254": false,
+	} {
+		if IsNear(host) != want {
+			t.Errorf("%q: want %t", host, want)
+		}
+	}
+}
+
+func TestUUIDs(t *testing.T) {
+	for s, want := range map[string]bool{
+		"11111111-2222-3333-4444-55555555abcd": true, "11111111-2222-3333-4444-55555555ABCD": true,
+		"": false, "11111111-2222-3333-4444-55555555abc": false, "11111111-2222-3333-4444-55555555abcg": false, "111111112-222-3333-4444-55555555abcd": false, "11111111-2222-3333-4444-55555555/../": false,
+	} {
+		if IsUUID(s) != want {
+			t.Errorf("%q: want %t", s, want)
+		}
+	}
+}

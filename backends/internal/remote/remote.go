@@ -20,6 +20,18 @@ func WithinBudget(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithDeadline(ctx, deadline.Add(-min(left/10, time.Second)))
 }
 
+// Sleep waits for d; false: ctx ended before.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // ProxyError is a proxy's refusal to connect.
 type ProxyError struct {
 	// Status is that of HTTP.
