@@ -22,7 +22,8 @@ type azure struct {
 	transport *http.Transport
 	// link is the way to what is on this machine or its own link: metadata services, agents.
 	link *http.Transport
-	throttle
+	// All requests of the process hold to what hosts have said of when they want to be asked again, each counted with whom it counts the calls for.
+	remote.Throttle
 
 	mu sync.Mutex
 	// webs are the sources of identity tokens, which keep their connections, by entry of the settings and audience.
@@ -40,7 +41,7 @@ func newAzure(c *Config) *azure {
 	transport := remote.Transport(string(c.Proxy))
 	// A login asks each host twice, one after the other. What HTTP/2 does first, on both sides, is a fortieth of a pull's whole time (test/peers/cost), and would spare nothing.
 	transport.ForceAttemptHTTP2 = false
-	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), throttle: throttle{until: map[string]time.Time{}}, webs: map[string]webidentity.Source{}, now: time.Now, sleep: remote.Sleep}
+	return &azure{cfg: c, transport: transport, link: remote.LinkTransport(), webs: map[string]webidentity.Source{}, now: time.Now, sleep: remote.Sleep}
 }
 
 // regional are variables by which the SDK goes to an Entra ID of the region, which is for Microsoft's own services; to find the region, it asks the metadata service by a client of its own, which
@@ -64,30 +65,3 @@ func (a *azure) wait(ctx context.Context, d time.Duration) bool {
 
 // leastTime is what an answer takes, if all is well.
 const leastTime = time.Second
-
-// throttle knows the hosts that have said when they want to be asked again, each with whom it counts the calls for. All requests of a process hold to it.
-type throttle struct {
-	mu    sync.Mutex
-	until map[string]time.Time
-}
-
-// hold has nobody ask for so long.
-func (t *throttle) hold(key string, until time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.until[key].Before(until) {
-		t.until[key] = until
-	}
-}
-
-// held is for how long nobody is to ask; 0 if all may.
-func (t *throttle) held(key string, now time.Time) time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for other, until := range t.until {
-		if !now.Before(until) {
-			delete(t.until, other)
-		}
-	}
-	return max(0, t.until[key].Sub(now))
-}

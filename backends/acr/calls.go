@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -101,9 +100,6 @@ const (
 	firstPause     = 100 * time.Millisecond
 	linkTries      = 5
 	firstLinkPause = 250 * time.Millisecond
-	// throttled is how long a host is left alone that is busy and does not say for how long, and mostThrottled how long at most.
-	throttled     = time.Second
-	mostThrottled = 10 * time.Minute
 )
 
 // Do implements policy.Transporter. Whatever is asked here may be asked twice.
@@ -130,7 +126,7 @@ func (c *calls) Do(r *http.Request) (*http.Response, error) {
 			}
 			pause *= 2
 		}
-		if c.held(c.counted(last.host), c.now()) > 0 && !c.patient(r.Context(), last.host) {
+		if c.Held(c.counted(last.host), c.now()) > 0 && !c.patient(r.Context(), last.host) {
 			return resp, err
 		}
 		if r, err = again(r); err != nil {
@@ -180,19 +176,19 @@ func again(r *http.Request) (*http.Request, error) {
 // obedient asks, but not before the host wants to be asked.
 func (c *calls) obedient(r *http.Request, last *exchange) (*http.Response, error) {
 	key := c.counted(last.host)
-	for c.held(key, c.now()) > 0 {
+	for c.Held(key, c.now()) > 0 {
 		if !c.patient(r.Context(), last.host) {
-			last.wait, last.err = c.held(key, c.now()), errHeld
+			last.wait, last.err = c.Held(key, c.now()), errHeld
 			return nil, errHeld
 		}
 	}
 	resp, err := c.exchange(r, last)
 	if last.status == http.StatusTooManyRequests || last.status == http.StatusServiceUnavailable && last.wait > 0 {
 		if last.wait == 0 {
-			last.wait = throttled
+			last.wait = remote.Throttled
 		}
-		last.wait = min(last.wait, mostThrottled)
-		c.hold(key, c.now().Add(last.wait))
+		last.wait = min(last.wait, remote.MostThrottled)
+		c.Hold(key, c.now().Add(last.wait))
 	}
 	return resp, err
 }
@@ -202,7 +198,7 @@ var errHeld = errors.New("it was busy a moment ago, and is left alone for as lon
 
 // patient waits until the host may be asked; false: there is not the time.
 func (c *calls) patient(ctx context.Context, host string) bool {
-	return c.wait(ctx, c.held(c.counted(host), c.now()))
+	return c.wait(ctx, c.Held(c.counted(host), c.now()))
 }
 
 func (c *calls) remember(last exchange) {
@@ -263,23 +259,9 @@ func (e exchange) withAnswer(resp *http.Response, body []byte, now time.Time) ex
 	e.imds = strings.HasPrefix(resp.Header.Get("Server"), "IMDS")
 	if resp.StatusCode != http.StatusOK {
 		e.code, e.hint = meaning(body)
-		if theirs, err := http.ParseTime(e.date); err == nil {
-			now = theirs // whatever this machine's clock says
-		}
-		e.wait = retryAfter(resp.Header.Get("Retry-After"), now)
+		e.wait = remote.RetryAfter(resp.Header, now)
 	}
 	return e
-}
-
-// retryAfter reads the header of that name (RFC 9110, section 10.2.3); 0 if it is not there, or none.
-func retryAfter(value string, now time.Time) time.Duration {
-	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
-		return time.Duration(min(seconds, int(mostThrottled.Seconds()))) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, at.Sub(now))
-	}
-	return 0
 }
 
 // meaning is an error's code: that of Entra with its number (https://learn.microsoft.com/entra/identity-platform/reference-error-codes), or a registry's

@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/authkey"
 )
 
 // Config is the provider's `config`.
@@ -63,16 +64,9 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 	if err != nil {
 		return backends.Response{}, err
 	}
-	host, path := req.Image.Host(), "/"+req.Image.Path()
-	answer := backends.Response{Scope: backends.ScopeRegistry}
-	taken := map[string]bool{}
-	add := func(key, username, password string) {
-		if !taken[key] {
-			taken[key] = true
-			answer.Credentials = append(answer.Credentials, backends.Credential{Key: key, Username: username, Password: backends.Secret(password)})
-		}
-	}
+	host := req.Image.Host()
 	helped := false
+	var given []backends.Credential
 	if suffix, where := f.helper(host); suffix != "" {
 		program, err := findHelper(suffix)
 		if err != nil {
@@ -82,35 +76,57 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 		if err != nil {
 			return backends.Response{}, err
 		}
-		if found {
-			helped = true
-			add(host, username, password)
+		if helped = found; found {
+			given = append(given, backends.Credential{Key: host, Username: username, Password: backends.Secret(password)})
 		}
+	}
+	answer, err := f.answer(ctx, req.Image, given, helped, b.cfg.File)
+	if err != nil {
+		return backends.Response{}, backends.InvalidConfig("file", "%w", err)
+	}
+	return answer, nil
+}
+
+// Answer is what a docker configuration that is kept elsewhere than in a file has for an image: of its `auths` alone, since helpers are programs of another machine. Where says in messages where it is kept.
+func Answer(ctx context.Context, content []byte, image backends.Image, where string) (backends.Response, error) {
+	f, err := parse(content)
+	if err != nil {
+		return backends.Response{}, err
+	}
+	return f.answer(ctx, image, nil, false, where)
+}
+
+// answer adds to what is given for an image what `auths` has for it; helped says that a helper had something for the host. It is an error if nothing that is there can be used.
+func (f file) answer(ctx context.Context, image backends.Image, given []backends.Credential, helped bool, where string) (backends.Response, error) {
+	host := image.Host()
+	answer := backends.Response{Scope: backends.ScopeRegistry, Credentials: given}
+	taken := map[string]bool{}
+	for _, credential := range given {
+		taken[credential.Key] = true
 	}
 	var unusable []error
 	for _, e := range f.entries() {
-		if !e.coversHost(host) {
+		if !e.CoversHost(host) {
 			continue
 		}
-		if e.path != "" {
+		if e.Path != "" {
 			answer.Scope = backends.ScopeImage // another image of the registry may get another answer
 		}
-		if !strings.HasPrefix(path, e.path) || e.path == "" && helped {
+		if !e.Covers(host, image.Path()) || e.Path == "" && helped {
 			continue
 		}
 		username, password, ok, err := login(e.auth)
+		key := keyFor(e, host, taken)
 		switch {
 		case err != nil:
-			unusable = append(unusable, fmt.Errorf("auths[%q] in %s cannot be used: %w", e.name, b.cfg.File, err))
-		case ok:
-			add(keyFor(e, host, taken), username, password)
+			unusable = append(unusable, fmt.Errorf("auths[%q] in %s cannot be used: %w", e.name, where, err))
+		case ok && !taken[key]:
+			taken[key] = true
+			answer.Credentials = append(answer.Credentials, backends.Credential{Key: key, Username: username, Password: backends.Secret(password)})
 		}
 	}
-	if len(unusable) == 0 {
-		return sorted(answer), nil
-	}
-	if len(answer.Credentials) == 0 {
-		return backends.Response{}, backends.InvalidConfig("file", "%w", errors.Join(unusable...))
+	if len(unusable) > 0 && len(answer.Credentials) == 0 {
+		return backends.Response{}, errors.Join(unusable...)
 	}
 	for _, err := range unusable {
 		slog.WarnContext(ctx, "an entry for the image cannot be used; another one is", "reason", err.Error())
@@ -121,10 +137,10 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 // keyFor is the auth key for an entry: what the kubelet would file it under; for Docker Hub's the image's own host, since the kubelet uses index.docker.io only
 // where there is no other key.
 func keyFor(e entry, host string, taken map[string]bool) string {
-	if isDockerHub(host) && e.host == "index.docker.io" && !taken[host+e.path] {
-		return host + e.path
+	if authkey.IsDockerHub(host) && e.Host == "index.docker.io" && !taken[host+e.Path] {
+		return host + e.Path
 	}
-	return e.key()
+	return e.String()
 }
 
 // sorted puts the more specific key first, as the kubelet tries them.

@@ -7,10 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/url"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -18,6 +15,7 @@ import (
 	"github.com/docker/cli/cli/config/credentials"
 	"github.com/docker/cli/cli/config/types"
 
+	"github.com/credential-broker/credential-broker/backends/internal/authkey"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -109,27 +107,22 @@ func position(data []byte, offset int64) string {
 // entry is an entry of `auths` and what it covers.
 type entry struct {
 	name string // as it stands in the file
-	host string // may have globs in its labels, and a port
-	path string // empty, or starts with a slash
+	authkey.Key
 	auth types.AuthConfig
 }
 
 // dockerHub is what docker calls Docker Hub in its files and to its helpers.
 const dockerHub = "https://index.docker.io/v1/"
 
-func isDockerHub(host string) bool { return host == "docker.io" || host == "index.docker.io" }
-
 // entries are those of `auths`, the exact spelling of a host before its other spellings, as docker prefers.
 func (f file) entries() []entry {
 	all := make([]entry, 0, len(f.Auths))
 	for name, auth := range f.Auths {
-		e := entry{name: name, auth: auth}
-		e.host, e.path = split(name)
-		all = append(all, e)
+		all = append(all, entry{name, split(name), auth})
 	}
 	slices.SortFunc(all, func(a, b entry) int {
 		exact := func(e entry) int {
-			if e.name == e.key() || e.name == dockerHub {
+			if e.name == e.String() || e.name == dockerHub {
 				return 0
 			}
 			return 1
@@ -142,54 +135,13 @@ func (f file) entries() []entry {
 	return all
 }
 
-func (e entry) key() string { return e.host + e.path }
-
-// split takes a key of `auths` apart as the kubelet does (pkg/credentialprovider, BasicDockerKeyring.Add): without scheme, and without /v1/ or /v2/ in front of the path. Where
-// nothing but v1 or v2 is left, or no URL can be made of it, it is a host to docker (cli/config/credentials, ConvertToHostname), and to us.
-func split(name string) (host, path string) {
-	spelled := name
-	if !strings.HasPrefix(spelled, "https://") && !strings.HasPrefix(spelled, "http://") {
-		spelled = "https://" + spelled
+// split takes a key of `auths` apart as the kubelet does. Where no URL can be made of it, it is a host to docker (cli/config/credentials, ConvertToHostname), and to us.
+func split(name string) authkey.Key {
+	k, ok := authkey.Parse(name)
+	if !ok {
+		return authkey.Key{Host: credentials.ConvertToHostname(name)}
 	}
-	parsed, err := url.Parse(spelled)
-	if err != nil || parsed.Host == "" {
-		return credentials.ConvertToHostname(name), ""
-	}
-	path = parsed.Path
-	if strings.HasPrefix(path, "/v2/") || strings.HasPrefix(path, "/v1/") {
-		path = path[3:]
-	}
-	if path == "/" || path == "/v1" || path == "/v2" {
-		path = ""
-	}
-	return parsed.Host, path
-}
-
-// coversHost says whether the entry is for images of the host, by the kubelet's rule: equal number of labels, each a glob for the image's, equal ports. Docker Hub's entry goes by its
-// old name.
-func (e entry) coversHost(host string) bool {
-	if isDockerHub(host) && e.host == "index.docker.io" {
-		return true
-	}
-	globs, globPort := labels(e.host)
-	names, port := labels(host)
-	if len(globs) != len(names) || globPort != port {
-		return false
-	}
-	for i, glob := range globs {
-		if ok, err := path.Match(glob, names[i]); err != nil || !ok {
-			return false
-		}
-	}
-	return true
-}
-
-func labels(hostport string) (labels []string, port string) {
-	host, port, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host, port = hostport, ""
-	}
-	return strings.Split(host, "."), port
+	return k
 }
 
 // errToken says that an entry holds something that a kubelet's response has no place for.
@@ -230,7 +182,7 @@ func (f file) helper(host string) (suffix, where string) {
 	// Docker compares the names as they are. Whoever wrote docker.io, or a scheme, meant it nevertheless.
 	var names []string
 	for name := range f.CredHelpers {
-		if h, p := split(name); p == "" && (h == host || isDockerHub(h) && isDockerHub(host)) {
+		if k := split(name); k.Path == "" && (k.Host == host || authkey.IsDockerHub(k.Host) && authkey.IsDockerHub(host)) {
 			names = append(names, name)
 		}
 	}
@@ -243,7 +195,7 @@ func (f file) helper(host string) (suffix, where string) {
 
 // serverURL is what docker calls a host to its helpers.
 func serverURL(host string) string {
-	if isDockerHub(host) {
+	if authkey.IsDockerHub(host) {
 		return dockerHub
 	}
 	return host

@@ -25,10 +25,10 @@ func FuzzFile(f *testing.F) {
 		host, _, _ := strings.Cut(image, "/")
 		_, _ = file.helper(host)
 		for _, e := range file.entries() {
-			if e.path != "" && !strings.HasPrefix(e.path, "/") {
-				t.Errorf("%q has the path %q", e.name, e.path)
+			if e.Path != "" && !strings.HasPrefix(e.Path, "/") {
+				t.Errorf("%q has the path %q", e.name, e.Path)
 			}
-			_ = e.coversHost(host)
+			_ = e.CoversHost(host)
 			_ = keyFor(e, host, nil)
 			username, password, ok, err := login(e.auth)
 			if ok && username == "" && password == "" || ok && err != nil {

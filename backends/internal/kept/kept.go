@@ -16,6 +16,8 @@ type Tokens[K comparable, T any] struct {
 	Expires func(T) time.Time
 	// Now is the clock. nil: time.Now.
 	Now func() time.Time
+	// Dropped hears of each token that will not be given out any more. It is called while others wait, and must not. nil: nobody does.
+	Dropped func(T)
 
 	mu      sync.Mutex
 	entries map[K]*entry[T]
@@ -25,6 +27,7 @@ type entry[T any] struct {
 	turn  chan struct{} // holds one element, which whoever asks takes out
 	token T             // of whoever has the turn
 	// Under the lock of Tokens:
+	has   bool      // a token, which Dropped has not heard of
 	until time.Time // asked for again after that
 	users int
 }
@@ -56,9 +59,10 @@ func (t *Tokens[K, T]) Get(ctx context.Context, key K, latest time.Time, ask fun
 	if err != nil {
 		return none, err
 	}
-	e.token = fresh
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.drop(e)
+	e.token, e.has = fresh, true
 	e.until = asked.Add(t.Expires(fresh).Sub(asked) / 2) // a token without an expiry is not kept
 	if !latest.IsZero() && latest.Before(e.until) {
 		e.until = latest
@@ -87,6 +91,7 @@ func (t *Tokens[K, T]) enter(key K, now time.Time) *entry[T] {
 	defer t.mu.Unlock()
 	for k, other := range t.entries { // what nobody will use again is not to lie in memory, and of the rest any may go
 		if other.users == 0 && (len(t.entries) >= Most && k != key || !now.Before(other.until)) {
+			t.drop(other)
 			delete(t.entries, k)
 		}
 	}
@@ -107,6 +112,27 @@ func (t *Tokens[K, T]) leave(key K, e *entry[T], now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e.users--; e.users == 0 && !now.Before(e.until) {
+		t.drop(e)
 		delete(t.entries, key)
+	}
+}
+
+func (t *Tokens[K, T]) drop(e *entry[T]) {
+	if e.has && t.Dropped != nil {
+		t.Dropped(e.token)
+	}
+	e.has = false
+}
+
+// Clear drops all tokens. Those that are being asked for are kept as ever.
+func (t *Tokens[K, T]) Clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, e := range t.entries {
+		e.until = time.Time{}
+		if e.users == 0 {
+			t.drop(e)
+			delete(t.entries, key)
+		}
 	}
 }
