@@ -1,0 +1,166 @@
+// Package vault gives registry credentials that HashiCorp Vault or OpenBao keeps, or makes on demand. It knows how Vault is logged in to (identity.go, login.go, aws.go, gcp.go, azure.go), which secret is for which image (config.go,
+// template.go), what the engines answer (secret.go), how long that is good for and how it is given back (lease.go), what is wrong when there is no answer (errors.go), and how to find that out beforehand (check.go). What all
+// of them ask goes through server.go, to the addresses of the settings and nowhere else. Nothing is kept on disk.
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/authkey"
+	"github.com/credential-broker/credential-broker/backends/internal/kept"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
+)
+
+// Backend is the backend.
+type Backend struct {
+	cfg     Config
+	server  *server
+	role    template
+	entries []entry
+	web     webidentity.Source // nil: not used
+
+	// logins are those that may be used again, by identity.
+	logins kept.Tokens[string, *login]
+	// loans are credentials with a lease, or an expiry of their own, by identity and secret.
+	loans kept.Tokens[string, loan]
+	lent  lent
+	// mounts are what is known of Vault's engines.
+	mounts mounts
+	// revocations are under way.
+	revocations sync.WaitGroup
+}
+
+// entry is one of the settings' secrets, compiled.
+type entry struct {
+	*Secret
+	field          string
+	patterns       []authkey.Key // none: every image
+	path, registry template
+	mount          string // where the engine is, if the settings say which it is
+}
+
+// New checks the settings. It opens no connection, and reads no credentials.
+func New(_ context.Context, cfg Config) (*Backend, error) {
+	env := takeEnvironment()
+	cfg = cfg.withDefaults(env)
+	b := &Backend{cfg: cfg}
+	entries, role, err := b.cfg.validate()
+	if err := errors.Join(env.problems(), err); err != nil {
+		return nil, err
+	}
+	b.entries, b.role = entries, role
+	b.server = newServer(&b.cfg)
+	if !b.cfg.Auth.WebIdentity.IsZero() {
+		if b.web, err = webidentity.New(b.cfg.Auth.WebIdentity, defaultAudience, webSources); err != nil {
+			return nil, err
+		}
+	}
+	b.logins.Expires, b.logins.Dropped = (*login).keptUntil, b.retire
+	b.loans.Expires = func(l loan) time.Time { return l.expires }
+	return b, nil
+}
+
+// defaultAudience is what an identity token is for, where the settings do not say.
+const defaultAudience = "vault"
+
+// Credentials answers for one image.
+func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backends.Response, error) {
+	return b.answer(ctx, req, nil)
+}
+
+// answer answers for one image. Old are loans that may be renewed.
+func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) (backends.Response, error) {
+	ctx, cancel := remote.WithinBudget(ctx)
+	defer cancel()
+	matching, scope := b.matching(req.Image)
+	if len(matching) == 0 {
+		slog.DebugContext(ctx, "no secret is for the image", "image", string(req.Image))
+		return backends.Response{}, nil
+	}
+	w, err := b.who(req)
+	if err != nil {
+		return backends.Response{}, err
+	}
+	response := backends.Response{Scope: scope}
+	var loans []loan
+	var failed []error
+	for _, e := range matching {
+		l, err := b.secret(ctx, req, w, e, old)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		credentials, wide, err := b.credentials(ctx, req, w, e, l)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		if !wide {
+			response.Scope = backends.ScopeImage
+		}
+		response.Credentials = append(response.Credentials, credentials...)
+		if l.refresh > 0 {
+			response.CacheDuration = &l.refresh
+		}
+		if l.LeaseID != "" {
+			loans = append(loans, l)
+		}
+	}
+	if len(failed) == len(matching) {
+		return backends.Response{}, joined(failed)
+	}
+	for _, err := range failed {
+		slog.WarnContext(ctx, "a secret for the image cannot be used; another one is", "reason", err.Error())
+		response.CacheDuration = new(time.Duration) // so that it is tried again
+	}
+	response.Lease = leaseOf(ctx, loans)
+	return response, nil
+}
+
+// joined keeps the kind of a single error.
+func joined(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	kind := backends.Refused
+	for _, err := range errs {
+		if e, ok := errors.AsType[*backends.Error](err); !ok || e.Kind == backends.KindUnavailable {
+			kind = backends.Unavailable
+		}
+	}
+	return kind(fmt.Errorf("none of the %d secrets for the image can be used: %w", len(errs), errors.Join(errs...)))
+}
+
+// matching are the entries for an image: the first one, or with All every one; and how far an answer holds that is made of them.
+func (b *Backend) matching(image backends.Image) ([]*entry, backends.Scope) {
+	var found []*entry
+	scope := backends.ScopeRegistry
+	for i := range b.entries {
+		e := &b.entries[i]
+		matches := len(e.patterns) == 0
+		for _, pattern := range e.patterns {
+			if pattern.CoversHost(image.Host()) && pattern.Path != "" {
+				scope = backends.ScopeImage // another image of the registry may get another answer
+			}
+			matches = matches || pattern.Covers(image.Host(), image.Path())
+		}
+		if !matches {
+			continue
+		}
+		if e.path.uses("repository") || e.registry.uses("repository") || b.role.uses("repository") {
+			scope = backends.ScopeImage
+		}
+		found = append(found, e)
+		if !b.cfg.All {
+			break
+		}
+	}
+	return found, scope
+}

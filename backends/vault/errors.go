@@ -1,0 +1,357 @@
+package vault
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
+)
+
+var errUndocumented = errors.New("the answer is none that Vault documents")
+
+// failure is an error with what is known of the exchange that it comes from. Its words are made here: Vault's own may have in them what they are about.
+type failure struct {
+	exchange
+	error
+}
+
+func (f *failure) Unwrap() error { return f.error }
+
+// refusal says that Vault has refused a token, for whatever reason: it does not always tell one that it does not know from one that may not.
+func refusal(err error) bool {
+	f, ok := errors.AsType[*failure](err)
+	return ok && f.err == nil && f.status == http.StatusForbidden
+}
+
+// hint is what an error's words mean.
+type hint int
+
+const (
+	hintNone hint = iota
+	hintSealed
+	hintUninitialized
+	hintStandby
+	hintToken
+	hintNoEngine
+	hintNamespace
+	hintRole
+	hintSecretID
+	hintAudience
+	hintExpired
+	hintNotYet
+	hintIssuer
+	hintClaims
+	hintSignature
+	hintReview
+	hintCertificate
+	hintAddress
+	hintWrapping
+	hintNoLease
+)
+
+// phrases are words of Vault's errors, in lower case, and what they mean. The first that is found counts.
+var phrases = []struct {
+	words string
+	means hint
+}{
+	{"vault is sealed", hintSealed},
+	{"not yet initialized", hintUninitialized},
+	{"local node not active", hintStandby},
+	{"standby", hintStandby},
+	{"wrapping token", hintWrapping},
+	{"invalid token", hintToken},
+	{"bad token", hintToken},
+	{"missing client token", hintToken},
+	{"no handler for route", hintNoEngine},
+	{"unsupported path", hintNoEngine},
+	{"namespace not found", hintNamespace},
+	{"invalid secret id", hintSecretID},
+	{"invalid role or secret id", hintSecretID},
+	{"invalid role id", hintSecretID},
+	{"invalid role name", hintRole},
+	{"role could not be found", hintRole},
+	{"could not be found", hintRole},
+	{"unknown role", hintRole},
+	{"audience", hintAudience},
+	{"(iss) claim", hintIssuer},
+	{"issuer", hintIssuer},
+	{"token is expired", hintExpired},
+	{"token has expired", hintExpired},
+	{"(exp) claim", hintExpired},
+	{"not before", hintNotYet},
+	{"(nbf) claim", hintNotYet},
+	{"issued", hintNotYet},
+	{"not authorized", hintClaims},
+	{"bound claim", hintClaims},
+	{"(sub) claim", hintClaims},
+	{"claim", hintClaims},
+	{"signature", hintSignature},
+	{"no known key", hintSignature},
+	{"lookup failed", hintReview},
+	{"service account unauthorized", hintReview},
+	{"certificate", hintCertificate},
+	{"cidr", hintAddress},
+	{"source address", hintAddress},
+	{"lease not found", hintNoLease},
+	{"invalid lease", hintNoLease},
+}
+
+// meaning looks at an error's words, which are not shown.
+func meaning(_ int, body []byte) hint {
+	var answer struct {
+		Errors []string `json:"errors"`
+	}
+	if json.Unmarshal(body, &answer) != nil {
+		return hintNone
+	}
+	text := strings.ToLower(strings.Join(answer.Errors, "\n"))
+	for _, p := range phrases {
+		if strings.Contains(text, p.words) {
+			return p.means
+		}
+	}
+	return hintNone
+}
+
+// passing says that the next moment may be better.
+func (e exchange) passing() bool {
+	_, cut := errors.AsType[*remote.CutError](e.err)
+	return cut || e.err == nil && (e.status >= 500 && e.status != http.StatusNotImplemented || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
+}
+
+// final says that asking again soon is pointless.
+func (e exchange) final() bool {
+	return e.redirect != "" && e.err != nil || e.err == nil && e.status >= 400 && !e.passing() && e.status != http.StatusRequestTimeout
+}
+
+func (e exchange) untrusted() bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](e.err)
+	return ok
+}
+
+// skew is how far this machine's clock is ahead of Vault's; 0 if that is not known.
+func (e exchange) skew(now time.Time) time.Duration {
+	date, err := http.ParseTime(e.date)
+	if err != nil {
+		return 0
+	}
+	return now.Sub(date)
+}
+
+// maxSkew is how far a clock may be off before Vault refuses what was signed by it.
+const maxSkew = time.Minute
+
+// explain makes the error of a question that failed: what was being done, what came of it, and what to do, which advice may know better.
+func (s *server) explain(ctx context.Context, c *call, err error, advice func(exchange) string) error {
+	last := c.exchange()
+	if own, ok := errors.AsType[*backends.Error](err); ok {
+		return own
+	}
+	if own, ok := errors.AsType[*backends.Error](last.err); ok {
+		return own
+	}
+	text := c.doing + ": "
+	switch {
+	case last.redirect != "" && last.err != nil:
+		text += fmt.Sprintf("%s points to %s", s.address, last.redirect)
+	case last.err != nil:
+		text += fmt.Sprintf("%s: %s", s.address, last.err)
+	case !last.asked && ctx.Err() != nil:
+		text += "no time was left to ask"
+	case !last.asked:
+		text += "Vault's library does not send it"
+	case last.status < 400:
+		text += errUndocumented.Error()
+	default:
+		text += fmt.Sprintf("%s (HTTP status %d)", last.words(), last.status)
+	}
+	remedy := ""
+	if advice != nil {
+		remedy = advice(last)
+	}
+	if remedy == "" {
+		remedy = s.generalAdvice(last)
+	}
+	if skew := last.skew(s.now()); skew.Abs() > maxSkew && last.status >= 400 {
+		off := fmt.Sprintf("this machine's clock is %s off Vault's: set it (timedatectl, chronyc)", skew.Abs().Round(time.Second))
+		if remedy == "" || last.hint == hintExpired || last.hint == hintNotYet {
+			remedy = off
+		} else {
+			remedy += "; besides, " + off
+		}
+	}
+	if remedy != "" {
+		text += ": " + remedy
+	}
+	kind := backends.Unavailable
+	if last.final() || last.untrusted() {
+		kind = backends.Refused
+	}
+	return &failure{last, kind(errors.New(text))}
+}
+
+// words are ours for what Vault has said.
+func (e exchange) words() string {
+	switch e.hint {
+	case hintSealed:
+		return "Vault is sealed"
+	case hintUninitialized:
+		return "Vault is not initialized"
+	case hintStandby:
+		return "the node is a standby, and knows no active one"
+	case hintToken:
+		return "Vault does not know the token, or not any more"
+	case hintNoEngine:
+		return "nothing is mounted there"
+	case hintNamespace:
+		return "there is no such namespace"
+	case hintRole:
+		return "there is no such role"
+	case hintSecretID:
+		return "the role ID or the secret ID is wrong, has expired, or was used up"
+	case hintAudience:
+		return "the token is for another audience than the role wants"
+	case hintExpired:
+		return "the token has expired"
+	case hintNotYet:
+		return "the token is not valid yet"
+	case hintIssuer:
+		return "the token is of another issuer than the auth method trusts"
+	case hintClaims:
+		return "the role is not for whom the token is of"
+	case hintSignature:
+		return "the token is signed by nobody whom the auth method trusts"
+	case hintReview:
+		return "Kubernetes does not vouch for the token"
+	case hintCertificate:
+		return "the role is not for the client certificate"
+	case hintAddress:
+		return "Vault does not take the token or the login from this machine's address"
+	case hintWrapping:
+		return "the wrapping token has been used or has expired"
+	case hintNoLease:
+		return "there is no such lease"
+	}
+	switch {
+	case e.status == http.StatusTooManyRequests:
+		return "Vault is busy: a rate limit quota is used up"
+	case e.status == http.StatusPreconditionFailed:
+		return "the node has not yet seen what another node has just written"
+	case e.status == http.StatusForbidden:
+		return "permission denied"
+	case e.status == http.StatusNotFound:
+		return "there is nothing at that path"
+	case e.status >= 500:
+		return "Vault has failed"
+	}
+	return "Vault refuses it"
+}
+
+// generalAdvice is what to do whatever was asked for.
+func (s *server) generalAdvice(e exchange) string {
+	switch {
+	case e.redirect != "" && e.err != nil:
+		return "nothing is sent there; if that is a node of the same cluster, name it in redirectAddresses"
+	case e.wait > 0:
+		return fmt.Sprintf("it wants to be asked again in %s, and is not asked before: a longer cacheDuration, or an agent on the node, makes fewer requests; `vault read sys/quotas/rate-limit/NAME` shows the quota", e.wait.Round(time.Second))
+	case e.hint == hintSealed:
+		return "`vault operator unseal`, on each node"
+	case e.hint == hintUninitialized:
+		return "`vault operator init`"
+	case e.hint == hintStandby:
+		return "`vault operator members` and the node's log say why the cluster has no leader"
+	case e.status == http.StatusPreconditionFailed:
+		return "a performance standby is behind: it is asked again; if it stays so, see the cluster's replication"
+	case e.untrusted():
+		return "give the certificate authority of Vault's certificate in caFile, and its name, if it is for another than the address has, in tlsServerName"
+	case e.hint == hintNamespace, e.hint == hintNoEngine && s.cfg.Namespace != "":
+		return fmt.Sprintf("see namespace (%q): `vault namespace list` shows those that there are; Vault Community has none", s.cfg.Namespace)
+	case isDistrust(e.err):
+		return "Vault wants a client certificate that it trusts: see auth.certFile"
+	case e.err != nil && !errors.Is(e.err, errHeld):
+		return "the way there has to be open: address, DNS, routes, a firewall's list, HTTPS_PROXY; `curl ADDRESS/v1/sys/health` tries it"
+	}
+	return ""
+}
+
+func isDistrust(err error) bool {
+	_, ok := errors.AsType[*remote.DistrustError](err)
+	return ok
+}
+
+// loginAdvice is for logins.
+func (b *Backend) loginAdvice(e exchange, w who) string {
+	auth := &b.cfg.Auth
+	role := fmt.Sprintf("`vault read auth/%s/role/%s`", auth.Mount, w.role)
+	says := ""
+	if text := b.says(w); text != "" {
+		says = "; " + text
+	}
+	switch e.hint {
+	case hintNoEngine:
+		return fmt.Sprintf("the auth method is not enabled at auth/%s: `vault auth list` shows those that are; see auth.mount and namespace", auth.Mount)
+	case hintRole:
+		return fmt.Sprintf("`vault list auth/%s/role` shows those that there are", auth.Mount)
+	case hintSecretID:
+		return fmt.Sprintf("`vault write -f auth/%s/role/NAME/secret-id` gives another one", auth.Mount)
+	case hintAudience:
+		return role + " shows its bound audiences: the kubelet's token is for serviceAccountTokenAudience of tokenAttributes" + says
+	case hintExpired, hintNotYet:
+		return "see to it that it is renewed, and that the clocks of both machines are right"
+	case hintIssuer:
+		return fmt.Sprintf("`vault read auth/%s/config` shows whom it trusts", auth.Mount)
+	case hintClaims:
+		return role + " shows whom it is for" + says
+	case hintSignature:
+		return fmt.Sprintf("`vault read auth/%s/config` shows by which keys it judges", auth.Mount)
+	case hintReview:
+		return fmt.Sprintf("the account may have been deleted, or the token be for another audience than the API server's, which a Vault without token_reviewer_jwt cannot have reviewed: see `vault read auth/%s/config`, or use the method jwt", auth.Mount) + says
+	case hintCertificate:
+		return fmt.Sprintf("`vault list auth/%s/certs` shows the roles; is a proxy on the way that ends TLS?", auth.Mount)
+	}
+	if e.status == http.StatusForbidden && auth.Method == MethodKubernetes {
+		return role + " shows whom it is for, and Vault's log what the API server said of the token" + says
+	}
+	if e.status == http.StatusForbidden {
+		return fmt.Sprintf("is the method enabled at auth/%s, and its role for this identity? Vault's log says more", auth.Mount) + says
+	}
+	return ""
+}
+
+// readAdvice is for reading a secret. Path is as in the settings, apiPath what was read; empty: the engine was looked up.
+func (b *Backend) readAdvice(e exchange, w who, of *entry, path, apiPath string) string {
+	switch {
+	case e.hint == hintToken:
+		return "if it is a token of the settings, give another one"
+	case e.hint == hintNoEngine || e.status == http.StatusNotFound:
+		return fmt.Sprintf("no engine is mounted at the beginning of %s: `vault secrets list` shows those that are; see %s.path and namespace", path, of.field)
+	case e.status == http.StatusForbidden && apiPath == "":
+		mounted := mount{engine: EngineKV2}
+		mounted.path, _, _ = strings.Cut(path, "/")
+		return fmt.Sprintf("no policy of the login is for anything in the engine, or there is none. To add: %s (KV v2), or %s", stanza(mounted.apiPath(path), "read"), stanza(path, "read"))
+	case e.status == http.StatusForbidden:
+		text := "to add to a policy of the login: " + stanza(apiPath, "read")
+		if of.WrapTTL == 0 {
+			text += "; a policy that demands wrapped answers wants wrapTTL"
+		}
+		if w.pod != "" {
+			text += "; " + b.says(w)
+		}
+		return text
+	case e.hint == hintWrapping:
+		return "somebody else may have unwrapped it: see who can read what passes to Vault"
+	}
+	return ""
+}
+
+// stanza is what a policy has to have (https://developer.hashicorp.com/vault/docs/concepts/policies).
+func stanza(path, capability string) string {
+	return fmt.Sprintf("`path %q { capabilities = [%q] }`", path, capability)
+}

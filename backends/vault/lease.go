@@ -1,0 +1,307 @@
+package vault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/credential-broker/credential-broker/backends"
+)
+
+// loan is a secret that was read, with the lease by which Vault takes it back. What is exported of it goes with the answer, as its Lease, so that another process can renew and revoke it too: it does not change while the loan
+// is the same, since answers that share a loan are known by that.
+type loan struct {
+	// Key is the identity and the secret that it is of, and Namespace the secret's.
+	Key       string `json:"key"`
+	Namespace string `json:"namespace,omitempty"`
+	// LeaseID is empty where there is nothing to renew or revoke.
+	LeaseID string `json:"leaseID"`
+	// Renewable, and Duration in seconds, are the lease's.
+	Renewable bool `json:"renewable,omitempty"`
+	Duration  int  `json:"duration"`
+	// Token is the login on which the lease hangs, if that was got for it alone; the lease ends with it. Empty: whoever logs in asks for the lease.
+	Token string `json:"token,omitempty"`
+	// TokenRenewable and TokenExpires are the login's; zero: it does not end by itself, or is renewed.
+	TokenRenewable bool      `json:"tokenRenewable,omitempty"`
+	TokenExpires   time.Time `json:"tokenExpires,omitzero"`
+	// Batch: the login cannot be revoked.
+	Batch bool `json:"batch,omitempty"`
+	// Data is what the secret says.
+	Data map[string]any `json:"data"`
+
+	data    map[string]any // the same, or that of a secret without a lease
+	expires time.Time      // zero: nobody says
+	refresh time.Duration  // when to read it again; zero: nobody says
+}
+
+// maxLease is what the broker takes, in bytes.
+const maxLease = 16 << 10
+
+// leaseOf puts loans into an answer's Lease.
+func leaseOf(ctx context.Context, loans []loan) backends.Secret {
+	if len(loans) == 0 {
+		return ""
+	}
+	text, err := json.Marshal(loans)
+	if err != nil || len(text) > maxLease {
+		slog.WarnContext(ctx, "the lease is too long for the broker: it is neither renewed nor revoked, and ends by itself", "bytes", len(text))
+		return ""
+	}
+	return backends.Secret(text)
+}
+
+// loansOf takes them out again. What is none of ours has none.
+func loansOf(lease backends.Secret) []loan {
+	var loans []loan
+	if json.Unmarshal([]byte(lease), &loans) != nil {
+		return nil
+	}
+	for i := range loans {
+		loans[i].data = loans[i].Data
+	}
+	return loans
+}
+
+// lent are the loans that this process made last, so that a request renews one that has not ended, in place of another.
+type lent struct {
+	mu    sync.Mutex
+	loans map[string]loan
+}
+
+func (l *lent) remember(made loan, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.loans == nil {
+		l.loans = map[string]loan{}
+	}
+	maps.DeleteFunc(l.loans, func(_ string, other loan) bool { return !now.Before(other.expires) })
+	l.loans[made.Key] = made
+}
+
+func (l *lent) of(key string) (loan, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	made, ok := l.loans[key]
+	return made, ok
+}
+
+func (l *lent) forget(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.loans, key)
+}
+
+// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed.
+func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path string, old []loan) (loan, error) {
+	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
+	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
+		known, ok := b.lent.of(key)
+		for i := 0; !ok && i < len(old); i++ {
+			known, ok = old[i], old[i].Key == key
+		}
+		if ok {
+			renewed, worth, err := b.renew(ctx, w, e, known)
+			if err != nil {
+				return loan{}, err
+			}
+			if worth {
+				b.lent.remember(renewed, b.server.now())
+				return renewed, nil
+			}
+		}
+		made, err := b.lend(ctx, w, e, m, path, key)
+		if err == nil && made.LeaseID != "" {
+			b.lent.remember(made, b.server.now())
+		}
+		return made, err
+	})
+}
+
+// lend reads a secret of such an engine. The login that a lease hangs on is used for nothing else: the lease ends with it, and it with the lease.
+func (b *Backend) lend(ctx context.Context, w who, e *entry, m mount, path, key string) (loan, error) {
+	var made loan
+	var shared bool
+	on := func(l *login) (err error) {
+		made, err = b.read(ctx, w, l, e, m, path)
+		if l.ours && (err != nil || made.LeaseID == "") {
+			l.unclaim()
+		}
+		if err != nil {
+			return err
+		}
+		made.Key, made.Data = key, made.data
+		return b.hang(ctx, &made, l)
+	}
+	err := b.with(ctx, w, func(l *login) error {
+		if shared = l.ours && !l.claim(); shared {
+			return nil
+		}
+		return on(l)
+	})
+	if err != nil || !shared {
+		return made, err
+	}
+	own, err := b.newLogin(ctx, w)
+	if err != nil {
+		return loan{}, err
+	}
+	defer b.leave(own)
+	own.claim()
+	err = on(own)
+	return made, err
+}
+
+// hang notes the login that a lease hangs on.
+func (b *Backend) hang(ctx context.Context, l *loan, on *login) error {
+	if l.LeaseID == "" {
+		return nil
+	}
+	ends := on.expires
+	if on.ours {
+		l.Token, l.TokenRenewable, l.Batch = string(on.token), on.renewable && !on.batch, on.batch
+		if !l.TokenRenewable {
+			l.TokenExpires = ends
+		}
+	} else if on.token != "" {
+		var err error
+		if ends, err = b.tokenExpiry(ctx, on); err != nil {
+			return err
+		}
+	}
+	if !ends.IsZero() && ends.Before(l.expires) {
+		l.expires = ends
+	}
+	return nil
+}
+
+// tokenExpiry asks when a token ends that was not got here; zero: never.
+func (b *Backend) tokenExpiry(ctx context.Context, l *login) (time.Time, error) {
+	client, err := b.server.as(l.token, b.cfg.Auth.Namespace)
+	if err != nil {
+		return time.Time{}, err
+	}
+	asked := b.server.now()
+	got, c, err := b.server.read(ctx, "look the token up", client, "auth/token/lookup-self", nil)
+	if err != nil || got == nil {
+		return time.Time{}, b.server.explain(ctx, c, err, nil)
+	}
+	ttl, err := got.TokenTTL()
+	if err != nil || ttl == 0 {
+		return time.Time{}, nil
+	}
+	return asked.Add(ttl), nil
+}
+
+// Renew answers with the same credentials, if their lease can be made to last, or else with others.
+func (b *Backend) Renew(ctx context.Context, req backends.Request, lease backends.Secret) (backends.Response, error) {
+	return b.answer(ctx, req, loansOf(lease))
+}
+
+// renew makes a loan last. It is not worth it where that is not possible for at least half as long as it was lent for at first: then another one is wanted, and this one ends by itself.
+func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed loan, worth bool, err error) {
+	if !l.Renewable {
+		return loan{}, false, nil
+	}
+	defer backends.Span(ctx, "renewal of the lease")()
+	token := backends.Secret(l.Token)
+	ends := l.TokenExpires
+	if token == "" {
+		own, _, err := b.login(ctx, w)
+		if err != nil {
+			return loan{}, false, err
+		}
+		defer b.leave(own)
+		token = own.token
+		if token != "" {
+			if ends, err = b.tokenExpiry(ctx, own); err != nil {
+				return loan{}, false, err
+			}
+		}
+	}
+	if l.TokenRenewable {
+		client, err := b.server.as(token, b.cfg.Auth.Namespace)
+		if err != nil {
+			return loan{}, false, err
+		}
+		asked := b.server.now()
+		got, c, err := b.server.write(ctx, "renew the login of a lease", client, "auth/token/renew-self", nil)
+		if err != nil {
+			return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
+		}
+		if got != nil && got.Auth != nil && got.Auth.LeaseDuration > 0 {
+			ends = asked.Add(time.Duration(got.Auth.LeaseDuration) * time.Second)
+		}
+	}
+	client, err := b.server.as(token, e.Namespace)
+	if err != nil {
+		return loan{}, false, err
+	}
+	asked := b.server.now()
+	got, c, err := b.server.write(ctx, "renew a lease", client, "sys/leases/renew", map[string]any{"lease_id": l.LeaseID, "increment": l.Duration})
+	if err != nil || got == nil {
+		return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
+	}
+	l.expires = asked.Add(time.Duration(got.LeaseDuration) * time.Second)
+	if !ends.IsZero() && ends.Before(l.expires) {
+		l.expires = ends
+	}
+	return l, l.expires.Sub(asked) >= time.Duration(l.Duration)*time.Second/2, nil
+}
+
+// lasting is err if Vault may take it back, and nil if it is its last word: then another lease is wanted.
+func lasting(err error) error {
+	if e, ok := errors.AsType[*backends.Error](err); ok && e.Kind == backends.KindRefused {
+		return nil
+	}
+	return err
+}
+
+// Revoke ends the loans of an answer: by the login that they hang on, which every token may end for itself, or by their own names.
+func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
+	var failed []error
+	for _, l := range loansOf(lease) {
+		b.loans.Forget(l.Key)
+		b.lent.forget(l.Key)
+		if err := b.giveBack(ctx, l); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
+
+func (b *Backend) giveBack(ctx context.Context, l loan) error {
+	token := backends.Secret(l.Token)
+	switch {
+	case token != "" && !l.Batch:
+		return b.revokeSelf(ctx, token)
+	case token == "": // a login that is given to us, and knows no pod and no role
+		own, _, err := b.login(ctx, who{})
+		if err != nil {
+			return err
+		}
+		defer b.leave(own)
+		token = own.token
+	}
+	client, err := b.server.as(token, l.Namespace)
+	if err != nil {
+		return err
+	}
+	_, c, err := b.server.write(ctx, "revoke a lease", client, "sys/leases/revoke", map[string]any{"lease_id": l.LeaseID})
+	if err == nil {
+		return nil
+	}
+	return b.server.explain(ctx, c, err, func(x exchange) string {
+		switch {
+		case x.status == http.StatusForbidden:
+			return "the token's policies do not let it; the lease ends by itself. To add: " + stanza("sys/leases/revoke", "update")
+		case x.hint == hintNoLease:
+			return "it has ended already"
+		}
+		return ""
+	})
+}
