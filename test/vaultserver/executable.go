@@ -18,6 +18,15 @@ import (
 func Executable() (string, error) { return executable() }
 
 var executable = sync.OnceValues(func() (string, error) {
+	file, err := cached()
+	if err != nil {
+		return "", err
+	}
+	return built(file, os.Stderr, compile)
+})
+
+// cached is the file that the server is in, or will be once it is built.
+func cached() (string, error) {
 	module, err := moduleDir()
 	if err != nil {
 		return "", err
@@ -30,15 +39,15 @@ var executable = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return built(filepath.Join(cache, "credential-broker", "vault-"+name), module, os.Stderr, compile)
-})
+	return filepath.Join(cache, "credential-broker", "vault-"+name, "vault"+extension()), nil
+}
 
-// built gives the server in dir, made by build unless it is there.
-func built(dir, module string, say io.Writer, build func(module, to string) error) (string, error) {
-	file := filepath.Join(dir, "vault"+extension())
+// built gives the server in file, made by build unless it is there.
+func built(file string, say io.Writer, build func(to string) error) (string, error) {
 	if _, err := os.Stat(file); err == nil {
 		return file, nil
 	}
+	dir := filepath.Dir(file)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("making a place for the Vault server: %w", err)
 	}
@@ -52,7 +61,7 @@ func built(dir, module string, say io.Writer, build func(module, to string) erro
 	}
 	_, _ = fmt.Fprintf(say, "building the Vault server that tests run (%s): about ten minutes on two cores the first time, seconds afterwards\n", file)
 	unfinished := filepath.Join(dir, "unfinished"+extension())
-	if err := build(module, unfinished); err != nil {
+	if err := build(unfinished); err != nil {
 		return "", err
 	}
 	if err := os.Rename(unfinished, file); err != nil {
@@ -85,7 +94,11 @@ func digest(module string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
-func compile(module, to string) error {
+func compile(to string) error {
+	module, err := moduleDir()
+	if err != nil {
+		return err
+	}
 	// The server is for this process's platform whatever is being tested, and without cgo also where the race detector needs that.
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, "github.com/hashicorp/vault")
 	cmd.Dir, cmd.Env = module, append(os.Environ(), "CGO_ENABLED=0", "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOWORK=off", "GOFLAGS=-mod=readonly")
