@@ -90,7 +90,7 @@ func (c *Cloud) faulty(w http.ResponseWriter, r *http.Request, service, operatio
 	}
 	entryOf(r).code(f.Code)
 	w.WriteHeader(f.Status)
-	_, _ = w.Write([]byte(repeated(f.Body, r)))
+	_, _ = w.Write([]byte(Repeated(f.Body, r)))
 	return true
 }
 

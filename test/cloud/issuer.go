@@ -236,6 +236,15 @@ func parseToken(token string) (*jose.JSONWebSignature, error) {
 	return jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512})
 }
 
+// Keys are the public keys that the issuer publishes.
+func (i *Issuer) Keys() jose.JSONWebKeySet { return i.published() }
+
+// Verify verifies the signature of a token of this issuer, by the keys that it publishes, and gives the token's claims. Its times are the caller's to judge, by Now.
+func (i *Issuer) Verify(token string) (claims map[string]any, err error) { return i.verify(token) }
+
+// Now is the time by which the issuer signs: the cloud's.
+func (i *Issuer) Now() time.Time { return i.c.Now() }
+
 // verifyToken verifies a JWT's signature with the key that its issuer publishes, and gives its claims. Times and audience are the caller's to judge.
 func (c *Cloud) verifyToken(token, issuer string) (map[string]any, error) {
 	parsed, err := parseToken(token)

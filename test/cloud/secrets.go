@@ -32,8 +32,8 @@ func (c *Cloud) Secrets() []string {
 // Sent stands, in the Body of a Fault, for the body of the request and the values of its header, as they are within a string of JSON.
 const Sent = "$SENT"
 
-// repeated is a Fault's body with what it repeats.
-func repeated(body string, r *http.Request) string {
+// Repeated is a Fault's body with what it repeats: Sent replaced by what stands for it. It reads the request's body.
+func Repeated(body string, r *http.Request) string {
 	if !strings.Contains(body, Sent) {
 		return body
 	}

@@ -1,0 +1,329 @@
+package vaultserver
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+
+	"github.com/credential-broker/credential-broker/test/cloud"
+)
+
+// patience bounds every wait for the server. It is for machines that have much else to do: a server needs about a second.
+const patience = 2 * time.Minute
+
+// Options say how the server is started.
+type Options struct {
+	// Cloud is where the server itself goes out to, for the logins that have it ask AWS, Google or Azure: through the fake cloud's proxy, trusting the fake cloud's CA. nil: nowhere.
+	Cloud *cloud.Cloud
+}
+
+// Server is a running Vault server. Its methods may be called at any time, by several at once. Those that set something up end the test where that fails; outside a test they panic.
+type Server struct {
+	t        testing.TB // nil outside a test
+	cloud    *cloud.Cloud
+	dir      string
+	ca       *authority
+	clientCA *authority
+	ports    ports
+	process  *process
+	key      string // unseals
+	token    string
+	client   *api.Client
+	done     context.Context //nolint:containedctx // the server's own life, which what stands beside it must not outlast
+	cancel   context.CancelFunc
+	wait     sync.WaitGroup
+
+	mu      sync.Mutex
+	closers []func() // run by Close, the last one first
+}
+
+// ports are the server's addresses, host:port.
+type ports struct {
+	secured, plain string
+	fronts         string // with TLS too, and there the fronts are believed what client and certificate they speak for
+}
+
+// New starts a server that is ended with the test.
+func New(t testing.TB, o Options) *Server {
+	t.Helper()
+	s, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.t = t
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Start starts a server on 127.0.0.1, initialised and unsealed. Close ends it.
+func Start(o Options) (*Server, error) {
+	file, err := Executable()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cloud: o.Cloud}
+	s.done, s.cancel = context.WithCancel(context.Background())
+	if err := s.start(file); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *Server) start(file string) error {
+	var err error
+	if s.dir, err = os.MkdirTemp("", "vault"); err != nil {
+		return fmt.Errorf("making the Vault server's directory: %w", err)
+	}
+	if s.ca, err = newAuthority("Vault's CA"); err != nil {
+		return fmt.Errorf("making the Vault server's CA: %w", err)
+	}
+	if s.clientCA, err = newAuthority("clients' CA"); err != nil {
+		return fmt.Errorf("making a CA for clients of the Vault server: %w", err)
+	}
+	cert, key, err := s.ca.leaf("vault", "127.0.0.1")
+	if err != nil {
+		return fmt.Errorf("making the Vault server's certificate: %w", err)
+	}
+	for name, content := range map[string][]byte{"ca.pem": s.ca.pem, "cert.pem": cert, "key.pem": key} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o600); err != nil {
+			return fmt.Errorf("writing the Vault server's certificates: %w", err)
+		}
+	}
+	// Ports are found by taking them and letting them go, since Vault does not say which ones it got. Once in a long while somebody else is quicker.
+	for range 3 {
+		if err = s.launch(file); err == nil || !strings.Contains(err.Error(), "address already in use") {
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if s.client, err = s.clientFor(s.Address()); err != nil {
+		return err
+	}
+	return s.initialise()
+}
+
+// launch starts the process and waits until it answers.
+func (s *Server) launch(file string) error {
+	found, err := freeAddresses(s.done, 3)
+	if err != nil {
+		return fmt.Errorf("finding ports for the Vault server: %w", err)
+	}
+	s.ports = ports{secured: found[0], plain: found[1], fronts: found[2]}
+	content, err := json.Marshal(s.config())
+	if err != nil {
+		return err
+	}
+	config := filepath.Join(s.dir, "vault.json")
+	if err := os.WriteFile(config, content, 0o600); err != nil {
+		return fmt.Errorf("configuring the Vault server: %w", err)
+	}
+	return s.serve(file, config)
+}
+
+func (s *Server) serve(file, config string) error {
+	cmd := exec.Command(file, "server", "-config="+config) //nolint:noctx // Close ends it
+	cmd.Env = s.environ()
+	var err error
+	if s.process, err = startProcess(cmd); err != nil {
+		return err
+	}
+	return s.await("listens", func(ctx context.Context) error {
+		for _, address := range []string{s.ports.secured, s.ports.plain, s.ports.fronts} {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				return err
+			}
+			_ = conn.Close()
+		}
+		return nil
+	})
+}
+
+// freeAddresses are n addresses on loopback that nobody listens on.
+func freeAddresses(ctx context.Context, n int) ([]string, error) {
+	var all []string
+	for range n {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // not before all are found
+		all = append(all, l.Addr().String())
+	}
+	return all, nil
+}
+
+// config is the server's configuration (https://developer.hashicorp.com/vault/docs/configuration).
+func (s *Server) config() map[string]any {
+	secured := func(address string) map[string]any {
+		return map[string]any{"address": address, "tls_cert_file": filepath.Join(s.dir, "cert.pem"), "tls_key_file": filepath.Join(s.dir, "key.pem")}
+	}
+	fronts := secured(s.ports.fronts)
+	fronts["x_forwarded_for_authorized_addrs"] = "127.0.0.1"
+	fronts["x_forwarded_for_client_cert_header"] = certificateHeader
+	fronts["x_forwarded_for_client_cert_header_decoders"] = "BASE64"
+	return map[string]any{
+		"storage": map[string]any{"inmem": map[string]any{}},
+		"listener": []any{
+			map[string]any{"tcp": secured(s.ports.secured)}, map[string]any{"tcp": map[string]any{"address": s.ports.plain, "tls_disable": true}}, map[string]any{"tcp": fronts},
+		},
+		"api_addr": s.Address(), "disable_mlock": true,
+	}
+}
+
+// environ is the process's environment: nothing of what whoever runs the test has set for Vault or for a cloud.
+func (s *Server) environ() []string {
+	environ := slices.DeleteFunc(os.Environ(), func(variable string) bool {
+		name, _, _ := strings.Cut(strings.ToUpper(variable), "=")
+		return strings.HasPrefix(name, "VAULT_") || strings.HasPrefix(name, "AWS_") || strings.HasPrefix(name, "AZURE_") || strings.HasPrefix(name, "GOOGLE_") || strings.HasSuffix(name, "_PROXY") ||
+			strings.HasPrefix(name, "SSL_CERT_")
+	})
+	if s.cloud != nil {
+		environ = append(environ, s.cloud.Environ()...)
+	}
+	return environ
+}
+
+// initialise makes the keys, and unseals.
+func (s *Server) initialise() error {
+	made, err := s.client.Sys().Init(&api.InitRequest{SecretShares: 1, SecretThreshold: 1})
+	if err != nil {
+		return fmt.Errorf("initialising the Vault server: %w", err)
+	}
+	s.key, s.token = made.KeysB64[0], made.RootToken
+	s.client.SetToken(s.token)
+	return s.unseal()
+}
+
+func (s *Server) unseal() error {
+	if _, err := s.client.Sys().Unseal(s.key); err != nil {
+		return fmt.Errorf("unsealing the Vault server: %w", err)
+	}
+	return s.await("answers", func(context.Context) error {
+		status, err := s.client.Sys().Health()
+		if err == nil && (status.Sealed || status.Standby) {
+			err = errors.New("it is not active yet")
+		}
+		return err
+	})
+}
+
+// await calls ready until it returns nil, and fails with its last error after patience, or as soon as the process has ended.
+func (s *Server) await(what string, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(s.done, patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-s.process.ended:
+			return fmt.Errorf("the Vault server has ended before it %s:\n%s", what, s.process.output.String())
+		case <-ctx.Done():
+			return fmt.Errorf("waiting until the Vault server %s: %w\n%s", what, err, s.process.output.String())
+		}
+	}
+}
+
+// clientFor is a client of the server at an address, without a token. It takes nothing from the environment.
+func (s *Server) clientFor(address string) (*api.Client, error) {
+	client, err := api.NewClient(&api.Config{Address: address, Timeout: patience, DisableRedirects: true, HttpClient: &http.Client{
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("making a client of the Vault server: %w", err)
+	}
+	client.ClearToken()
+	client.ClearNamespace()
+	return client, nil
+}
+
+// Close ends the server and all that stands beside it.
+func (s *Server) Close() {
+	s.cancel()
+	s.mu.Lock()
+	closers := s.closers
+	s.closers = nil
+	s.mu.Unlock()
+	for _, stop := range slices.Backward(closers) {
+		stop()
+	}
+	if s.process != nil {
+		s.process.end()
+	}
+	s.wait.Wait()
+	if s.dir != "" {
+		_ = os.RemoveAll(s.dir)
+	}
+}
+
+func (s *Server) atClose(stop func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closers = append(s.closers, stop)
+}
+
+// Address is that of Vault's own listener with TLS, https://127.0.0.1:PORT, which asks clients for certificates as Vault does by default.
+func (s *Server) Address() string { return "https://" + s.ports.secured }
+
+// PlainAddress is that of its listener without TLS, http://127.0.0.1:PORT.
+func (s *Server) PlainAddress() string { return "http://" + s.ports.plain }
+
+// CAFile is a PEM file with the CA that the certificates of Address, of fronts and of thieves are of.
+func (s *Server) CAFile() string { return filepath.Join(s.dir, "ca.pem") }
+
+// RootToken is a token that may do everything.
+func (s *Server) RootToken() string { return s.token }
+
+// PID is the server's process id.
+func (s *Server) PID() int { return s.process.cmd.Process.Pid }
+
+// API is a client with the root token.
+func (s *Server) API() *api.Client { return s.As(s.token) }
+
+// As is a client with a token, or with none. It retries nothing, and follows no redirect.
+func (s *Server) As(token string) *api.Client {
+	client, err := s.clientFor(s.Address())
+	s.must(err)
+	client.SetToken(token)
+	return client
+}
+
+// Seal seals the server: it answers 503 to everything until Unseal. What was in memory is still there then, leases and tokens too.
+func (s *Server) Seal() { s.must(s.client.Sys().Seal()) }
+
+// Unseal returns once the server is active again.
+func (s *Server) Unseal() { s.must(s.unseal()) }
+
+// must ends the test, or panics outside of one.
+func (s *Server) must(err error) {
+	if err == nil {
+		return
+	}
+	if s.t == nil {
+		panic(err)
+	}
+	s.t.Helper()
+	s.t.Fatal(err)
+}
