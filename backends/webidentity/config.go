@@ -335,7 +335,7 @@ func (u *URL) validate(problem reporter) {
 const maxAudience = 1000
 
 func (a AWS) validate(problem reporter) {
-	if r := a.Region; r != "" && (strings.ContainsFunc(r, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) || strings.HasSuffix(r, "-global")) {
+	if r := a.Region; r != "" && !IsRegion(r) {
 		problem(".aws.region", "want a region such as eu-west-1, got %q", r)
 	}
 	if known := []SigningAlgorithm{RS256, ES384}; a.SigningAlgorithm != "" && !slices.Contains(known, a.SigningAlgorithm) {
@@ -344,6 +344,11 @@ func (a AWS) validate(problem reporter) {
 	if d := a.Duration; d != 0 && (d < time.Minute || d > time.Hour || d%time.Second != 0) {
 		problem(".aws.duration", "want 1m to 1h, in whole seconds, got %s", d)
 	}
+}
+
+// IsRegion says whether s has the form of an AWS region's name. That of all regions, aws-global, is none.
+func IsRegion(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) && !strings.HasSuffix(s, "-global")
 }
 
 func validateTokenField(path, field string, problem reporter) {
