@@ -137,7 +137,7 @@ func TestNothingIsSigned(t *testing.T) {
 		"a region that nothing says": {built, RegionAuto, backends.KindMisconfigured, ".region", "nothing says which region"},
 		"no program":                 {"/nonexistent/aws-identity-token", "", backends.KindMisconfigured, "", "auth.method aws needs aws-identity-token beside the backend"},
 		"a program that knows only tokens": {
-			script(t, "cat >/dev/null; echo '{\"Token\": \"" + planted + "\"}'"), "", backends.KindUnavailable, "", "it signed nothing: is it from the release that the backend is from?",
+			script(t, "cat >/dev/null; echo '{\"Token\": \""+planted+"\"}'"), "", backends.KindUnavailable, "", "it signed nothing: is it from the release that the backend is from?",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestPrograms(t *testing.T) {
 	}{
 		"none":                              {"/nonexistent/aws-identity-token", backends.KindMisconfigured, "webIdentity.aws needs aws-identity-token beside the backend, and there is no /nonexistent/aws-identity-token: install it"},
 		"one that prints what it read":      {script(t, "cat; exit 3"), backends.KindUnavailable, "exit status 3"},
-		"one that prints no answer":         {script(t, "cat >/dev/null; echo " + planted), backends.KindUnavailable, "it printed no answer"},
+		"one that prints no answer":         {script(t, "cat >/dev/null; echo "+planted), backends.KindUnavailable, "it printed no answer"},
 		"one that gives no token":           {script(t, "cat >/dev/null; echo '{}'"), backends.KindUnavailable, "it is empty"},
 		"one that sees keys in its own":     {script(t, "cat >/dev/null; if env | grep -q AWS_; then exit 4; fi; exit 5"), backends.KindUnavailable, "exit status 5"},
 		"one that reads no keys":            {script(t, "if grep -q AWS_SECRET_ACCESS_KEY=; then exit 6; fi; exit 7"), backends.KindUnavailable, "exit status 6"},
