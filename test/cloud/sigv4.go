@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -108,6 +109,16 @@ func (c *Cloud) verify(r *http.Request, body []byte, e endpoint, s signing) (pri
 	return key.principal, nil
 }
 
+// normalized is a path as all services but S3 have it signed: without slashes that follow one another, "." and ".."
+// (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html#create-canonical-request). Vault sends a request of others' to "//".
+func normalized(p string) string {
+	plain := path.Clean("/" + p)
+	if strings.HasSuffix(p, "/") && plain != "/" {
+		plain += "/"
+	}
+	return plain
+}
+
 // signAgain gives the signature that the request ought to have. What has to be signed (host, time, target, token, and a claimed hash of the body, which must be right) must be among the headers signed.
 func signAgain(r *http.Request, body []byte, k Keys, region, service string, signed []string, at time.Time) (string, bool) {
 	sum := sha256.Sum256(body)
@@ -123,7 +134,11 @@ func signAgain(r *http.Request, body []byte, k Keys, region, service string, sig
 			return "", false
 		}
 	}
-	again := &http.Request{Method: r.Method, URL: &url.URL{Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}, Host: r.Host, Header: http.Header{}}
+	u := &url.URL{Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
+	if plain := normalized(r.URL.Path); plain != r.URL.Path {
+		u.Path, u.RawPath = plain, ""
+	}
+	again := &http.Request{Method: r.Method, URL: u, Host: r.Host, Header: http.Header{}}
 	for _, name := range signed {
 		switch name {
 		case "host":
