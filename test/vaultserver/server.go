@@ -144,9 +144,9 @@ func (s *Server) serve(file, config string) error {
 	if s.process, err = startProcess(cmd); err != nil {
 		return err
 	}
-	return s.await("listens", func(ctx context.Context) error {
+	return s.await("listens", func() error {
 		for _, address := range []string{s.ports.secured, s.ports.plain, s.ports.fronts} {
-			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			conn, err := (&net.Dialer{}).DialContext(s.done, "tcp", address)
 			if err != nil {
 				return err
 			}
@@ -216,7 +216,7 @@ func (s *Server) unseal() error {
 	if _, err := s.client.Sys().Unseal(s.key); err != nil {
 		return fmt.Errorf("unsealing the Vault server: %w", err)
 	}
-	return s.await("answers", func(context.Context) error {
+	return s.await("answers", func() error {
 		status, err := s.client.Sys().Health()
 		if err == nil && (status.Sealed || status.Standby) {
 			err = errors.New("it is not active yet")
@@ -226,13 +226,13 @@ func (s *Server) unseal() error {
 }
 
 // await calls ready until it returns nil, and fails with its last error after patience, or as soon as the process has ended.
-func (s *Server) await(what string, ready func(context.Context) error) error {
+func (s *Server) await(what string, ready func() error) error {
 	ctx, cancel := context.WithTimeout(s.done, patience)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := ready(ctx)
+		err := ready()
 		if err == nil {
 			return nil
 		}
@@ -249,7 +249,8 @@ func (s *Server) await(what string, ready func(context.Context) error) error {
 // clientFor is a client of the server at an address, without a token. It takes nothing from the environment.
 func (s *Server) clientFor(address string) (*api.Client, error) {
 	client, err := api.NewClient(&api.Config{Address: address, Timeout: patience, DisableRedirects: true, HttpClient: &http.Client{
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.ca.pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // else this follows all that Vault's client does not
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the Vault server: %w", err)
