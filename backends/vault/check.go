@@ -72,6 +72,9 @@ func (b *Backend) health(ctx context.Context) error {
 		state.hint = hintSealed
 	default:
 		slog.InfoContext(ctx, "Vault answers", "address", b.server.address.String(), "version", remote.Cut(h.Version), "cluster", remote.Cut(h.ClusterName), "standby", h.Standby, "performanceStandby", h.PerformanceStandby)
+		if b.cfg.Namespace != "" && !h.Enterprise {
+			slog.WarnContext(ctx, "there is a namespace in the settings, which Vault Community does not heed; Vault Enterprise and OpenBao do", "namespace", b.cfg.Namespace)
+		}
 		return nil
 	}
 	return backends.Unavailable(fmt.Errorf("state of Vault: %s: %s: %s", b.server.address, state.words(), b.server.generalAdvice(state)))

@@ -24,10 +24,10 @@ type failure struct {
 
 func (f *failure) Unwrap() error { return f.error }
 
-// refusal says that Vault has refused a token, for whatever reason: it does not always tell one that it does not know from one that may not.
-func refusal(err error) bool {
+// unknownToken says that Vault may not know a token any more: some versions say of it no more than of one that is used from another network, but that its policies deny something they say otherwise.
+func unknownToken(err error) bool {
 	f, ok := errors.AsType[*failure](err)
-	return ok && f.err == nil && f.status == http.StatusForbidden
+	return ok && f.err == nil && f.status == http.StatusForbidden && (f.hint == hintToken || f.hint == hintNone)
 }
 
 // hint is what an error's words mean.
@@ -39,6 +39,9 @@ const (
 	hintUninitialized
 	hintStandby
 	hintToken
+	hintDenied
+	hintKeys
+	hintNoRole
 	hintNoEngine
 	hintNamespace
 	hintRole
@@ -69,6 +72,10 @@ var phrases = []struct {
 	{"invalid token", hintToken},
 	{"bad token", hintToken},
 	{"missing client token", hintToken},
+	{"error occurred:\n\t* permission denied", hintDenied},
+	{"preflight capability check", hintDenied},
+	{"fetching keys", hintKeys},
+	{"missing role", hintNoRole},
 	{"no handler for route", hintNoEngine},
 	{"unsupported path", hintNoEngine},
 	{"namespace not found", hintNamespace},
@@ -97,6 +104,8 @@ var phrases = []struct {
 	{"lookup failed", hintReview},
 	{"service account unauthorized", hintReview},
 	{"certificate", hintCertificate},
+	{"failed to match all constraints", hintCertificate},
+	{"tls connection required", hintCertificate},
 	{"cidr", hintAddress},
 	{"source address", hintAddress},
 	{"lease not found", hintNoLease},
@@ -104,7 +113,7 @@ var phrases = []struct {
 }
 
 // meaning looks at an error's words, which are not shown.
-func meaning(_ int, body []byte) hint {
+func meaning(body []byte) hint {
 	var answer struct {
 		Errors []string `json:"errors"`
 	}
@@ -123,7 +132,7 @@ func meaning(_ int, body []byte) hint {
 // passing says that the next moment may be better.
 func (e exchange) passing() bool {
 	_, cut := errors.AsType[*remote.CutError](e.err)
-	return cut || e.err == nil && (e.status >= 500 && e.status != http.StatusNotImplemented || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
+	return cut || e.err == nil && (e.hint == hintKeys || e.status >= 500 && e.status != http.StatusNotImplemented || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
 }
 
 // final says that asking again soon is pointless.
@@ -208,6 +217,12 @@ func (e exchange) words() string {
 		return "the node is a standby, and knows no active one"
 	case hintToken:
 		return "Vault does not know the token, or not any more"
+	case hintDenied:
+		return "permission denied"
+	case hintKeys:
+		return "Vault cannot get the keys of the token's issuer"
+	case hintNoRole:
+		return "no role is named, and the auth method has no default"
 	case hintNoEngine:
 		return "nothing is mounted there"
 	case hintNamespace:
@@ -311,13 +326,17 @@ func (b *Backend) loginAdvice(e exchange, w who) string {
 		return role + " shows whom it is for" + says
 	case hintSignature:
 		return fmt.Sprintf("`vault read auth/%s/config` shows by which keys it judges", auth.Mount)
+	case hintKeys:
+		return fmt.Sprintf("`vault read auth/%s/config` shows where they are: can Vault reach that?", auth.Mount)
+	case hintNoRole:
+		return "set auth.role"
 	case hintReview:
 		return fmt.Sprintf("the account may have been deleted, or the token be for another audience than the API server's, which a Vault without token_reviewer_jwt cannot have reviewed: see `vault read auth/%s/config`, or use the method jwt", auth.Mount) + says
 	case hintCertificate:
 		return fmt.Sprintf("`vault list auth/%s/certs` shows the roles; is a proxy on the way that ends TLS?", auth.Mount)
 	}
 	if e.status == http.StatusForbidden && auth.Method == MethodKubernetes {
-		return role + " shows whom it is for, and Vault's log what the API server said of the token" + says
+		return fmt.Sprintf("either no method is enabled at auth/%s, or the API server does not vouch for the token: the account may have been deleted, the token be for another audience than the API server's own, or Vault have no token_reviewer_jwt of an account with system:auth-delegator; `vault read auth/%s/config` and Vault's log say more, and the method jwt needs no review", auth.Mount, auth.Mount) + says
 	}
 	if e.status == http.StatusForbidden {
 		return fmt.Sprintf("is the method enabled at auth/%s, and its role for this identity? Vault's log says more", auth.Mount) + says
@@ -330,6 +349,8 @@ func (b *Backend) readAdvice(e exchange, w who, of *entry, path, apiPath string)
 	switch {
 	case e.hint == hintToken:
 		return "if it is a token of the settings, give another one"
+	case e.hint == hintRole:
+		return fmt.Sprintf("is the engine's role in %s spelled right?", path)
 	case e.hint == hintNoEngine || e.status == http.StatusNotFound:
 		return fmt.Sprintf("no engine is mounted at the beginning of %s: `vault secrets list` shows those that are; see %s.path and namespace", path, of.field)
 	case e.status == http.StatusForbidden && apiPath == "":

@@ -296,11 +296,8 @@ func (b *Backend) giveBack(ctx context.Context, l loan) error {
 		return nil
 	}
 	return b.server.explain(ctx, c, err, func(x exchange) string {
-		switch {
-		case x.status == http.StatusForbidden:
-			return "the token's policies do not let it; the lease ends by itself. To add: " + stanza("sys/leases/revoke", "update")
-		case x.hint == hintNoLease:
-			return "it has ended already"
+		if x.status == http.StatusForbidden {
+			return "the lease ends by itself; to add to a policy of the token: " + stanza("sys/leases/revoke", "update")
 		}
 		return ""
 	})

@@ -120,10 +120,18 @@ func (b *Backend) revokeSelf(ctx context.Context, token backends.Secret) error {
 		return err
 	}
 	_, c, err := b.server.write(ctx, "revoke a login", client, "auth/token/revoke-self", nil)
-	if err == nil || c.exchange().status == http.StatusForbidden {
+	if err == nil {
 		return nil
 	}
-	return b.server.explain(ctx, c, err, nil)
+	if err = b.server.explain(ctx, c, err, func(e exchange) string {
+		if e.status == http.StatusForbidden {
+			return "to add to a policy of the login, unless it has the policy default: " + stanza("auth/token/revoke-self", "update")
+		}
+		return ""
+	}); unknownToken(err) {
+		return nil
+	}
+	return err
 }
 
 // Close gives the logins back.
@@ -228,7 +236,7 @@ func (b *Backend) with(ctx context.Context, w who, use func(*login) error) error
 			return err
 		}
 		err = use(l)
-		if refused := refusal(err); refused && !fresh {
+		if unknownToken(err) && !fresh {
 			b.bury(w, l)
 			b.leave(l)
 			continue

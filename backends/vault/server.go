@@ -362,7 +362,7 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 		return nil, last, last.err
 	}
 	if resp.StatusCode >= 400 {
-		last.hint = meaning(resp.StatusCode, content)
+		last.hint = meaning(content)
 		last.wait = remote.RetryAfter(resp.Header, s.now())
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(content))
