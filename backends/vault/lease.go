@@ -96,16 +96,24 @@ func (l *lent) forget(key string) {
 	delete(l.loans, key)
 }
 
-// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed.
-func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path string, old []loan) (loan, error) {
-	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
-	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
-		known, ok := b.lent.of(key)
-		for i := 0; !ok && i < len(old); i++ {
-			known, ok = old[i], old[i].Key == key
+// known is the loan of a key that may be renewed: this process's last one, or one of an answer's.
+func (b *Backend) known(key string, old []loan) (loan, bool) {
+	if made, ok := b.lent.of(key); ok {
+		return made, true
+	}
+	for _, l := range old {
+		if l.Key == key {
+			return l, true
 		}
-		if ok {
-			renewed, worth, err := b.renew(ctx, w, e, known)
+	}
+	return loan{}, false
+}
+
+// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then the known one is renewed, if there is one and that is worth it.
+func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, known *loan) (loan, error) {
+	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
+		if known != nil {
+			renewed, worth, err := b.renew(ctx, w, e, *known)
 			if err != nil {
 				return loan{}, err
 			}
@@ -114,7 +122,7 @@ func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path str
 				return renewed, nil
 			}
 		}
-		made, err := b.lend(ctx, w, e, m, path, key)
+		made, err := b.lend(ctx, w, e, path, key)
 		if err == nil && made.LeaseID != "" {
 			b.lent.remember(made, b.server.now())
 		}
@@ -123,11 +131,11 @@ func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path str
 }
 
 // lend reads a secret of such an engine. The login that a lease hangs on is used for nothing else: the lease ends with it, and it with the lease.
-func (b *Backend) lend(ctx context.Context, w who, e *entry, m mount, path, key string) (loan, error) {
+func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (loan, error) {
 	var made loan
 	var shared bool
 	on := func(l *login) (err error) {
-		made, err = b.read(ctx, w, l, e, m, path)
+		made, err = b.read(ctx, w, l, e, mount{engine: EngineOther}, path)
 		if l.ours && (err != nil || made.LeaseID == "") {
 			l.unclaim()
 		}
