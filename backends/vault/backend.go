@@ -100,6 +100,7 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		credentials, wide, err := b.credentials(ctx, req, w, e, l)
 		if err != nil {
 			failed = append(failed, err)
+			b.unlend(ctx, l)
 			continue
 		}
 		if !wide {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/vault/api"
+
 	"github.com/credential-broker/credential-broker/backends"
 )
 
@@ -143,7 +145,8 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 			return err
 		}
 		made.Key, made.Data = key, made.data
-		return b.hang(ctx, &made, l)
+		b.hang(ctx, &made, l)
+		return nil
 	}
 	err := b.with(ctx, w, func(l *login) error {
 		if shared = l.ours && !l.claim(); shared {
@@ -165,9 +168,9 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 }
 
 // hang notes the login that a lease hangs on.
-func (b *Backend) hang(ctx context.Context, l *loan, on *login) error {
+func (b *Backend) hang(ctx context.Context, l *loan, on *login) {
 	if l.LeaseID == "" {
-		return nil
+		return
 	}
 	ends := on.expires
 	if on.ours {
@@ -175,34 +178,48 @@ func (b *Backend) hang(ctx context.Context, l *loan, on *login) error {
 		if !l.TokenRenewable {
 			l.TokenExpires = ends
 		}
-	} else if on.token != "" {
-		var err error
-		if ends, err = b.tokenExpiry(ctx, on); err != nil {
-			return err
-		}
+	} else {
+		ends = b.tokenExpiry(ctx, on)
 	}
 	if !ends.IsZero() && ends.Before(l.expires) {
 		l.expires = ends
 	}
-	return nil
 }
 
-// tokenExpiry asks when a token ends that was not got here; zero: never.
-func (b *Backend) tokenExpiry(ctx context.Context, l *login) (time.Time, error) {
+// tokenExpiry asks when a token ends that was not got here; zero: never, or nobody says. A Vault Agent or Proxy renews its own.
+func (b *Backend) tokenExpiry(ctx context.Context, l *login) time.Time {
+	if l.token == "" {
+		return time.Time{}
+	}
+	got, asked, err := b.lookUpSelf(ctx, l)
+	if err != nil {
+		slog.WarnContext(ctx, "when the token ends is not known: the lease may end with it, sooner than it says", "reason", err.Error())
+		return time.Time{}
+	}
+	ttl, err := got.TokenTTL()
+	if err != nil || ttl == 0 {
+		return time.Time{}
+	}
+	return asked.Add(ttl)
+}
+
+// lookUpSelf asks what Vault knows of a token.
+func (b *Backend) lookUpSelf(ctx context.Context, l *login) (*api.Secret, time.Time, error) {
 	client, err := b.server.as(l.token, b.cfg.Auth.Namespace)
 	if err != nil {
-		return time.Time{}, err
+		return nil, time.Time{}, err
 	}
 	asked := b.server.now()
 	got, c, err := b.server.read(ctx, "look the token up", client, "auth/token/lookup-self", nil)
 	if err != nil || got == nil {
-		return time.Time{}, b.server.explain(ctx, c, err, nil)
+		return nil, time.Time{}, b.server.explain(ctx, c, err, func(e exchange) string {
+			if e.hint == hintDenied {
+				return "to add to a policy of the token, unless it has the policy default: " + stanza("auth/token/lookup-self", "read")
+			}
+			return ""
+		})
 	}
-	ttl, err := got.TokenTTL()
-	if err != nil || ttl == 0 {
-		return time.Time{}, nil
-	}
-	return asked.Add(ttl), nil
+	return got, asked, nil
 }
 
 // Renew answers with the same credentials, if their lease can be made to last, or else with others.
@@ -224,12 +241,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 			return loan{}, false, err
 		}
 		defer b.leave(own)
-		token = own.token
-		if token != "" {
-			if ends, err = b.tokenExpiry(ctx, own); err != nil {
-				return loan{}, false, err
-			}
-		}
+		token, ends = own.token, b.tokenExpiry(ctx, own)
 	}
 	if l.TokenRenewable {
 		client, err := b.server.as(token, b.cfg.Auth.Namespace)
@@ -280,6 +292,16 @@ func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// unlend gives back what nobody gets.
+func (b *Backend) unlend(ctx context.Context, l loan) {
+	if l.LeaseID == "" {
+		return
+	}
+	if err := b.Revoke(ctx, leaseOf(ctx, []loan{l})); err != nil {
+		slog.WarnContext(ctx, "a lease that nobody gets was not revoked: it ends by itself", "expires", l.expires, "reason", err.Error())
+	}
 }
 
 func (b *Backend) giveBack(ctx context.Context, l loan) error {

@@ -279,3 +279,13 @@ func TestAnEngineWithoutLeases(t *testing.T) {
 		t.Errorf("asked %q", asked)
 	}
 }
+
+// TestALeaseThatNobodyGets is given back: otherwise each pull would make another one.
+func TestALeaseThatNobodyGets(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	c.Secrets[0].PasswordField = "token"
+	_, err := r.backend(c).Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, refused, `the secret has no field "token": it has "password", "username"`)
+	r.gone(mq, "")
+}

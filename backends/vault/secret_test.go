@@ -27,7 +27,9 @@ func (r *rig) kvOf(version int, secret string, fields map[string]any) (mount str
 // TestWhatASecretSays: fields, their defaults, and what is missing, for both versions of KV.
 func TestWhatASecretSays(t *testing.T) {
 	soon := time.Now().Add(time.Hour).Truncate(time.Second)
-	auth := func(user, password string) string { return base64.StdEncoding.EncodeToString([]byte(user + ":" + password)) }
+	auth := func(user, password string) string {
+		return base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+	}
 	for name, test := range map[string]struct {
 		fields   map[string]any
 		secret   Secret
