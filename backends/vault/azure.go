@@ -109,12 +109,7 @@ func (a *Azure) machine(ctx context.Context) (machine, error) {
 	if err != nil {
 		return machine{}, backends.InvalidConfig("auth.azure.endpoint", "%s: %w; mend it, or AZURE_POD_IDENTITY_AUTHORITY_HOST", doing, err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
-	if err != nil {
-		return machine{}, err
-	}
-	r.Header.Set("Metadata", "true")
-	answer, err := askLink(ctx, r, func(status int) bool {
+	answer, err := askLink(ctx, u, "Metadata", "true", func(status int) bool {
 		return busy(status) || status == http.StatusNotFound || status == http.StatusGone // as while it is being updated
 	})
 	if _, absent := errors.AsType[*remote.AbsentError](err); absent {

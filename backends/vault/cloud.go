@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -39,8 +40,13 @@ type questions struct {
 	sleep   func(ctx context.Context, d time.Duration) bool
 }
 
-// askLink asks a metadata service.
-func askLink(ctx context.Context, r *http.Request, again func(status int) bool) (reply, error) {
+// askLink asks a metadata service, which answers nobody who does not send its own header.
+func askLink(ctx context.Context, u *url.URL, header, value string, again func(status int) bool) (reply, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody) //nolint:gosec // G704: the operator says where it is
+	if err != nil {
+		return reply{}, err
+	}
+	r.Header.Set(header, value)
 	link := remote.LinkTransport()
 	defer link.CloseIdleConnections() // there is little to ask, and long until the next time
 	return questions{link, linkTimeout, remote.Sleep}.ask(ctx, r, again)
@@ -83,7 +89,7 @@ func (q questions) send(ctx context.Context, r *http.Request) (reply, error) {
 
 // validateSource has package webidentity judge the settings of one of its sources, which are here below field.
 func validateSource(c webidentity.Config, source, field string, p *problems) {
-	joined, ok := c.Validate("", webSources).(interface{ Unwrap() []error }) //nolint:errorlint // it is what Validate documents
+	joined, ok := c.Validate("", webSources).(interface{ Unwrap() []error })
 	if !ok {
 		return
 	}
@@ -97,7 +103,7 @@ func validateSource(c webidentity.Config, source, field string, p *problems) {
 // endpoint is a path at a metadata service. Its address was validated, or is the environment's.
 func endpoint(base, path string, query url.Values) (*url.URL, error) {
 	u, err := url.Parse(base)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" {
+	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(u.Path, "//") {
 		return nil, fmt.Errorf("its address is none: want a URL such as %s", metadataAddress)
 	}
 	u = u.JoinPath(path)

@@ -51,7 +51,7 @@ const (
 )
 
 const (
-	credentialsVariable = "GOOGLE_APPLICATION_CREDENTIALS"
+	credentialsVariable = "GOOGLE_APPLICATION_CREDENTIALS" //nolint:gosec // G101: its name
 	// signedFor is how long signed claims hold. They are used at once; a role's max_jwt_exp is a quarter of an hour unless it is set, and Vault's clock may be another.
 	signedFor = 5 * time.Minute
 	// signTimeout bounds a question to Google's API.
@@ -263,8 +263,7 @@ func (g *GCP) signedByGoogle(ctx context.Context, audience string) (backends.Sec
 // unsigned says why Google has not signed. asker is the instance's service account, if that is known.
 func (g *GCP) unsigned(account, asker string, answer reply, err error) error {
 	doing := fmt.Sprintf("signature of service account %s by iamcredentials.googleapis.com", account)
-	var untrusted *tls.CertificateVerificationError
-	if errors.As(err, &untrusted) {
+	if _, untrusted := errors.AsType[*tls.CertificateVerificationError](err); untrusted {
 		return backends.Refused(fmt.Errorf("%s: %w: see to it that this machine trusts the CA of what is in between", doing, err))
 	}
 	if err != nil {
@@ -323,12 +322,7 @@ func (g *GCP) metadata(ctx context.Context, what string) ([]byte, error) {
 	if err != nil {
 		return nil, backends.InvalidConfig("auth.gcp.endpoint", "%s: %w; mend it, or GCE_METADATA_HOST", doing, err)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
-	if err != nil {
-		return nil, err
-	}
-	r.Header.Set("Metadata-Flavor", "Google")
-	answer, err := askLink(ctx, r, busy)
+	answer, err := askLink(ctx, u, "Metadata-Flavor", "Google", busy)
 	const withoutOne = "name a key in auth.gcp.credentialsFile or " + credentialsVariable + ", or " + otherIdentity
 	if _, absent := errors.AsType[*remote.AbsentError](err); absent {
 		return nil, backends.Unavailable(fmt.Errorf("%s: %w: there is no key file (%s is not set, or not named in inheritEnv), and none to ask as there would be on Google Cloud: %s", doing, err, credentialsVariable, withoutOne))
