@@ -166,7 +166,7 @@ func TestThief(t *testing.T) {
 		t.Fatal(err)
 	}
 	client.SetToken("a token")
-	if _, err := client.Logical().Write("kv/a", map[string]any{"password": "p"}); err == nil || len(thief.Stolen()) != 0 {
+	if _, err := client.Logical().Write("kv/a", map[string]any{"password": "p"}); err != nil || len(thief.Stolen()) != 0 {
 		t.Errorf("without redirects: %v, stolen %q", err, thief.Stolen())
 	}
 	follows, err := api.NewClient(&api.Config{Address: f.Address(), HttpClient: client.CloneConfig().HttpClient})
