@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -108,6 +109,15 @@ func (c *Cloud) verify(r *http.Request, body []byte, e endpoint, s signing) (pri
 	return key.principal, nil
 }
 
+// normalPath is a path without empty and relative segments. A slash at its end stays.
+func normalPath(p string) string {
+	clean := path.Clean("/" + p)
+	if clean != "/" && strings.HasSuffix(p, "/") {
+		clean += "/"
+	}
+	return clean
+}
+
 // signAgain gives the signature that the request ought to have. What has to be signed (host, time, target, token, and a claimed hash of the body, which must be right) must be among the headers signed.
 func signAgain(r *http.Request, body []byte, k Keys, region, service string, signed []string, at time.Time) (string, bool) {
 	sum := sha256.Sum256(body)
@@ -123,7 +133,8 @@ func signAgain(r *http.Request, body []byte, k Keys, region, service string, sig
 			return "", false
 		}
 	}
-	again := &http.Request{Method: r.Method, URL: &url.URL{Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}, Host: r.Host, Header: http.Header{}}
+	// A path's empty and relative segments do not count, but for S3 (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html#create-canonical-request): Vault's server sends others' requests on to //.
+	again := &http.Request{Method: r.Method, URL: &url.URL{Scheme: "https", Host: r.Host, Path: normalPath(r.URL.Path), RawQuery: r.URL.RawQuery}, Host: r.Host, Header: http.Header{}}
 	for _, name := range signed {
 		switch name {
 		case "host":

@@ -80,6 +80,11 @@ func TestSignature(t *testing.T) {
 			name: "a header of AWS that was added on its way", spoil: spoiled(func(r *http.Request) { r.Header.Set("X-Amz-More", "x") }),
 			ecr: "400 InvalidSignatureException", sts: "403 SignatureDoesNotMatch",
 		},
+		{name: "a second slash on its way", spoil: spoiled(func(r *http.Request) { r.URL.Path = "//" })},
+		{
+			name: "another path on its way", spoil: spoiled(func(r *http.Request) { r.URL.Path = "/x" }),
+			ecr: "400 InvalidSignatureException", sts: "403 SignatureDoesNotMatch",
+		},
 		{
 			name: "a wrong hash of the body", spoil: scoped("", "", func(r *http.Request) { r.Header.Set("X-Amz-Content-Sha256", strings.Repeat("0", 64)) }),
 			ecr: "400 InvalidSignatureException", sts: "403 SignatureDoesNotMatch",
