@@ -45,7 +45,7 @@ func callerIdentity(t *testing.T, k cloud.Keys, host, region, role string, heade
 
 func TestAWS(t *testing.T) {
 	c := cloud.New(t)
-	s := newServer(t, Options{Cloud: c})
+	s := New(t, Options{Cloud: c})
 	const node, other = "arn:aws:iam::111122223333:role/node", "arn:aws:iam::111122223333:role/other"
 	c.AddRole(cloud.Role{ARN: node})
 	c.AddRole(cloud.Role{ARN: other})
@@ -81,7 +81,7 @@ func TestAWS(t *testing.T) {
 }
 
 func TestAWSNeedsACloud(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.t = nil
 	defer func() {
 		if recover() == nil {

@@ -11,7 +11,7 @@ import (
 func TestKubernetes(t *testing.T) {
 	issuer := cloud.New(t).AddIssuer("https://kubernetes.default.svc.cluster.local")
 	other := cloud.New(t).AddIssuer("https://kubernetes.default.svc.cluster.local")
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	a := s.Kubernetes("kubernetes", issuer)
 	theirs := &APIServer{issuer: other, uids: a.uids}
 	s.KubernetesRole("kubernetes", "puller", map[string]any{"bound_service_account_names": "web", "bound_service_account_namespaces": "shop"})
@@ -65,7 +65,7 @@ func TestKubernetes(t *testing.T) {
 
 // Without a token of its own Vault has each token review itself, which needs the permission, and a token for the API server.
 func TestKubernetesWithoutReviewer(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	a := s.Kubernetes("kubernetes", cloud.New(t).AddIssuer("https://issuer.example"))
 	s.KubernetesRole("kubernetes", "any", nil)
 	s.KubernetesRole("kubernetes", "vault", map[string]any{"audience": "vault"})

@@ -57,9 +57,12 @@ type ports struct {
 	fronts         string // with TLS too, and there the fronts are believed what client and certificate they speak for
 }
 
-// New starts a server that is ended with the test.
+// New starts a server that is ended with the test. Where it would have to be built and tests are to be short (-short), the test is skipped.
 func New(t testing.TB, o Options) *Server {
 	t.Helper()
+	if testing.Short() && !isBuilt() {
+		t.Skip("the Vault server has not been built on this machine, which takes long: make vault-server")
+	}
 	s, err := Start(o)
 	if err != nil {
 		t.Fatal(err)

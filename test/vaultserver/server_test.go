@@ -3,7 +3,6 @@ package vaultserver
 import (
 	"errors"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,22 +11,6 @@ import (
 
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
-
-// newServer is New, where the server is at hand, or may take the time to be built.
-func newServer(t *testing.T, o Options) *Server {
-	t.Helper()
-	if testing.Short() {
-		if file, err := cached(); err != nil || !there(file) {
-			t.Skip("the Vault server has not been built on this machine, and that takes ten minutes: make vault-server")
-		}
-	}
-	return New(t, o)
-}
-
-func there(file string) bool {
-	_, err := os.Stat(file)
-	return err == nil
-}
 
 // refusal is what Vault said: its HTTP status and its errors; 0 where it was no refusal of Vault.
 func refusal(err error) (status int, text string) {
@@ -53,7 +36,7 @@ func (s *Server) login(mount string, data map[string]any) (*api.Secret, error) {
 const readAll = `path "*" { capabilities = ["read"] }`
 
 func TestTheServerIsUnsealed(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	for _, address := range []string{s.Address(), s.PlainAddress(), s.Front().Address()} {
 		client, err := s.clientFor(address)
 		if err != nil {
@@ -71,7 +54,7 @@ func TestTheServerIsUnsealed(t *testing.T) {
 }
 
 func TestSealed(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV2("secret")
 	s.Put("secret", "a", map[string]any{"password": "p"})
 	s.Seal()
@@ -84,7 +67,7 @@ func TestSealed(t *testing.T) {
 }
 
 func TestBothVersionsOfKV(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV1("old")
 	s.KV2("new")
 	for _, mount := range []string{"old", "new"} {
@@ -101,7 +84,7 @@ func TestBothVersionsOfKV(t *testing.T) {
 }
 
 func TestPolicies(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV2("secret")
 	s.Put("secret", "mine", map[string]any{"a": "b"})
 	s.Put("secret", "theirs", map[string]any{"a": "b"})
@@ -115,7 +98,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func TestAppRole(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.Policy("reader", readAll)
 	roleID, secretID := s.AppRole("approle", "puller", []string{"reader"}, map[string]any{"token_ttl": "20m"})
 	secret, err := s.login("approle", map[string]any{"role_id": roleID, "secret_id": secretID})
@@ -139,7 +122,7 @@ func TestJWT(t *testing.T) {
 			if withCloud {
 				o.Cloud = c
 			}
-			s := newServer(t, o)
+			s := New(t, o)
 			s.JWT("jwt", issuer)
 			s.JWTRole("jwt", "puller", map[string]any{"bound_subject": "system:serviceaccount:shop:web"})
 			good := issuer.Token(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": "vault"})
@@ -166,7 +149,7 @@ func TestJWT(t *testing.T) {
 }
 
 func TestRateLimit(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV1("kv")
 	s.Put("kv", "a", map[string]any{"b": "c"})
 	s.RateLimit("few", "kv", 1, time.Hour)
