@@ -69,7 +69,7 @@ func (a *azure) Token(ctx context.Context) (Token, error) {
 	answered, err := ask(ctx, a.client, req, a.world, a.again)
 	if err != nil {
 		if _, ok := errors.AsType[*absentError](err); ok {
-			return Token{}, problem(backends.Unavailable, a.String(), "%w: is this machine on Azure, and is the metadata service allowed here?", err)
+			return Token{}, problem(backends.Unavailable, a.String(), "%w: is this machine on Azure, and is the metadata service allowed here?%s", err, a.judge.otherwise())
 		}
 		return Token{}, problem(backends.Unavailable, a.String(), "%w", err)
 	}
@@ -80,7 +80,7 @@ func (a *azure) Token(ctx context.Context) (Token, error) {
 		AccessToken string `json:"access_token"`
 	}
 	if json.Unmarshal(answered.body, &body) != nil || body.AccessToken == "" {
-		return Token{}, a.judge.misconfigured("", a.String(), "what it answers has no access_token: use another source on a machine that is not on Azure")
+		return Token{}, a.judge.misconfigured("", a.String(), "what it answers has no access_token: %s on a machine that is not on Azure", a.judge.elsewhere)
 	}
 	// An application that takes tokens of version 2.0 has its client id as their audience, whatever name it was asked for by. Which application that id is of, only
 	// the tenant knows.
@@ -105,10 +105,10 @@ func (a *azure) refusal(answered answer) error {
 	case a.again(status):
 		return problem(backends.Unavailable, a.String(), "it is busy, broken or being updated (HTTP status %d)", status)
 	case body.Error == "":
-		return a.judge.misconfigured("", a.String(), "who answers there (HTTP status %d) is not it: use another source on a machine that is not on Azure", status)
+		return a.judge.misconfigured("", a.String(), "who answers there (HTTP status %d) is not it: %s on a machine that is not on Azure", status, a.judge.elsewhere)
 	case body.Error == "invalid_resource" || strings.Contains(description, "aadsts500011") || strings.Contains(description, "aadsts50001:"):
-		return a.judge.misconfigured("", a.String(), "the tenant has no application %q (HTTP status %d): register one with that application ID URI, or set %s.audience to one that there is",
-			a.judge.audience, status, setting)
+		return a.judge.misconfigured("", a.String(), "the tenant has no application %q (HTTP status %d): register one with that application ID URI, or set %s to one that there is",
+			a.judge.audience, status, a.judge.setting)
 	case strings.Contains(description, "multiple user assigned identities"):
 		return a.judge.misconfigured("", a.String(), "the machine has several managed identities (HTTP status %d): say which by clientID, objectID or resourceID", status)
 	case strings.Contains(description, "identity not found") || strings.Contains(description, "no managed identity"):

@@ -18,8 +18,8 @@ import (
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
-// setting is where a backend's settings have the Config, for errors that are found when a token is asked for.
-const setting = "webIdentity"
+// defaultSetting is where a backend's settings have the Config unless its Sources say otherwise.
+const defaultSetting = "webIdentity"
 
 // Config is the `webIdentity` setting of a cloud backend: exactly one of the sources is set.
 type Config struct {
@@ -46,9 +46,20 @@ type File struct {
 type GoogleMetadata struct {
 	// ServiceAccount is the service account's email address, one of those that the instance has. Default: "default".
 	ServiceAccount string `json:"serviceAccount"`
+	// Format is "standard" (the default), or "full", which tells of the instance too: its project, zone, name and number.
+	Format GoogleFormat `json:"format"`
 	// Endpoint is the server's URL. Default: http:// and the environment's GCE_METADATA_HOST, else http://169.254.169.254.
 	Endpoint string `json:"endpoint"`
 }
+
+// GoogleFormat is how much a token of Google's metadata server tells (https://cloud.google.com/compute/docs/instances/verifying-instance-identity#request_signature).
+type GoogleFormat string
+
+// The formats.
+const (
+	GoogleStandard GoogleFormat = "standard"
+	GoogleFull     GoogleFormat = "full"
+)
 
 // AzureManagedIdentity is the Azure Instance Metadata Service. Which identity, where the machine has several, is said by one of the ids; without any it is the
 // system-assigned one, or the only one. The audience is the resource that is asked for: the application ID URI of an app registration.
@@ -188,6 +199,9 @@ func (c Config) Validate(field string, from Sources) error {
 		if strings.ContainsFunc(g.ServiceAccount, func(r rune) bool { return !alphanumeric(r) && !strings.ContainsRune("@._-", r) }) {
 			problem(".googleMetadata.serviceAccount", `want "default" or a service account's email address, got %q`, g.ServiceAccount)
 		}
+		if known := []GoogleFormat{GoogleStandard, GoogleFull}; g.Format != "" && !slices.Contains(known, g.Format) {
+			problem(".googleMetadata.format", "want one of %q, got %q", known, g.Format)
+		}
 		c.validateEndpoint(g.Endpoint, ".googleMetadata.endpoint", problem)
 	}
 	if a := c.AzureManagedIdentity; a != nil {
@@ -321,7 +335,7 @@ func (u *URL) validate(problem reporter) {
 const maxAudience = 1000
 
 func (a AWS) validate(problem reporter) {
-	if r := a.Region; r != "" && (strings.ContainsFunc(r, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) || strings.HasSuffix(r, "-global")) {
+	if r := a.Region; r != "" && !IsRegion(r) {
 		problem(".aws.region", "want a region such as eu-west-1, got %q", r)
 	}
 	if known := []SigningAlgorithm{RS256, ES384}; a.SigningAlgorithm != "" && !slices.Contains(known, a.SigningAlgorithm) {
@@ -330,6 +344,11 @@ func (a AWS) validate(problem reporter) {
 	if d := a.Duration; d != 0 && (d < time.Minute || d > time.Hour || d%time.Second != 0) {
 		problem(".aws.duration", "want 1m to 1h, in whole seconds, got %s", d)
 	}
+}
+
+// IsRegion says whether s has the form of an AWS region's name. That of all regions, aws-global, is none.
+func IsRegion(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }) && !strings.HasSuffix(s, "-global")
 }
 
 func validateTokenField(path, field string, problem reporter) {

@@ -62,6 +62,7 @@ func TestValidate(t *testing.T) {
 			Config{SPIFFE: &SPIFFE{Socket: "run/a.sock", ID: "example.org/a"}},
 			map[string]string{"w.spiffe.socket": "want the address", "w.spiffe.id": "spiffe://example.org/node"},
 		},
+		{"Google, another format", Config{GoogleMetadata: &GoogleMetadata{Format: "Full"}}, map[string]string{"w.googleMetadata.format": `["standard" "full"]`}},
 		{"SPIFFE elsewhere", Config{SPIFFE: &SPIFFE{Socket: "tcp://192.0.2.1:80"}}, map[string]string{"w.spiffe.socket": "its own machine"}},
 		{"SPIFFE by name", Config{SPIFFE: &SPIFFE{Socket: "tcp://localhost:80"}}, map[string]string{"w.spiffe.socket": "want the address"}},
 		{"SPIFFE on a host's socket", Config{SPIFFE: &SPIFFE{Socket: "unix://host/run/a.sock"}}, map[string]string{"w.spiffe.socket": "want the address"}},

@@ -1,6 +1,7 @@
 package webidentity
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -16,13 +17,14 @@ const metadataAddress = "http://169.254.169.254"
 // google is the metadata server of Compute Engine or GKE.
 type google struct {
 	endpoint, account string
+	format            GoogleFormat
 	client            *http.Client
 	judge             judge
 	world             world
 }
 
 func newGoogle(c GoogleMetadata, j judge, w world) *google {
-	g := &google{endpoint: c.Endpoint, account: c.ServiceAccount, client: metadataClient(), judge: j, world: w}
+	g := &google{endpoint: c.Endpoint, account: c.ServiceAccount, format: cmp.Or(c.Format, GoogleStandard), client: metadataClient(), judge: j, world: w}
 	if g.account == "" {
 		g.account = "default"
 	}
@@ -37,10 +39,10 @@ func newGoogle(c GoogleMetadata, j judge, w world) *google {
 
 func (g *google) String() string { return "Google's metadata server at " + withoutQuery(g.endpoint) }
 
-// Token asks for the instance's identity token in its standard form, without details of the instance: a cloud that takes Google's tokens goes by aud, azp and sub.
+// Token asks for the instance's identity token. Its standard form has no details of the instance: a cloud that takes Google's tokens goes by aud, azp and sub.
 // See https://cloud.google.com/compute/docs/instances/verifying-instance-identity.
 func (g *google) Token(ctx context.Context) (Token, error) {
-	req, err := metadataRequest(ctx, g.endpoint, "/computeMetadata/v1/instance/service-accounts/"+g.account+"/identity", url.Values{"audience": {g.judge.audience}, "format": {"standard"}})
+	req, err := metadataRequest(ctx, g.endpoint, "/computeMetadata/v1/instance/service-accounts/"+g.account+"/identity", url.Values{"audience": {g.judge.audience}, "format": {string(g.format)}})
 	if err != nil {
 		return Token{}, g.judge.misconfigured("", g.String(), "its address is none: %w; set endpoint, or mend GCE_METADATA_HOST", err)
 	}
@@ -48,12 +50,12 @@ func (g *google) Token(ctx context.Context) (Token, error) {
 	a, err := ask(ctx, g.client, req, g.world, busy)
 	if err != nil {
 		if _, ok := errors.AsType[*absentError](err); ok {
-			return Token{}, problem(backends.Unavailable, g.String(), "%w: is this machine on Google Cloud, and is the metadata server allowed here?", err)
+			return Token{}, problem(backends.Unavailable, g.String(), "%w: is this machine on Google Cloud, and is the metadata server allowed here?%s", err, g.judge.otherwise())
 		}
 		return Token{}, problem(backends.Unavailable, g.String(), "%w", err)
 	}
 	if a.header.Get("Metadata-Flavor") != "Google" {
-		return Token{}, g.judge.misconfigured("", g.String(), "who answers there (HTTP status %d) is not it: use another source on a machine that is not on Google Cloud", a.status)
+		return Token{}, g.judge.misconfigured("", g.String(), "who answers there (HTTP status %d) is not it: %s on a machine that is not on Google Cloud", a.status, g.judge.elsewhere)
 	}
 	switch {
 	case a.status == http.StatusOK:
@@ -63,7 +65,7 @@ func (g *google) Token(ctx context.Context) (Token, error) {
 	case a.status == http.StatusNotFound:
 		return Token{}, g.judge.misconfigured(".serviceAccount", g.String(), "the machine has no service account %q (HTTP status 404): attach it, or name another", g.account)
 	case a.status == http.StatusBadRequest:
-		return Token{}, g.judge.misconfigured("", g.String(), "it does not take audience %q (HTTP status 400): set %s.audience", g.judge.audience, setting)
+		return Token{}, g.judge.misconfigured("", g.String(), "it does not take audience %q (HTTP status 400): set %s", g.judge.audience, g.judge.setting)
 	case busy(a.status):
 		return Token{}, problem(backends.Unavailable, g.String(), "it is busy or broken (HTTP status %d)", a.status)
 	default:

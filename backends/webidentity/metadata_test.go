@@ -3,6 +3,7 @@ package webidentity
 import (
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,8 +23,10 @@ func TestGoogleMetadata(t *testing.T) {
 		env     []string
 		fault   *cloud.Fault
 		subject string
+		full    bool // tells of the instance
 		want    *failure
 	}{
+		{name: "in full", c: GoogleMetadata{Format: GoogleFull}, env: g.Environ(), subject: "112233445566778899001", full: true},
 		{name: "the default account", env: g.Environ(), subject: "112233445566778899001"},
 		{name: "by its address", c: GoogleMetadata{Endpoint: g.URL()}, subject: "112233445566778899001"},
 		{name: "another account", c: GoogleMetadata{ServiceAccount: "other@test-project.iam.gserviceaccount.com"}, env: g.Environ(), subject: g.ServiceAccounts()[1].UniqueID},
@@ -61,6 +64,9 @@ func TestGoogleMetadata(t *testing.T) {
 			}
 			if !token.Expires.Equal(claims.Expires) || time.Until(token.Expires) < 50*time.Minute {
 				t.Errorf("expires at %v", token.Expires)
+			}
+			if payload, _ := payloadOf(string(token.Value)); strings.Contains(string(payload), `"compute_engine"`) != tt.full {
+				t.Errorf("it tells %s", payload)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package webidentity
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,13 +34,11 @@ func realWorld() world {
 }
 
 func newSource(c Config, defaultAudience string, from Sources, w world) (Source, error) {
+	setting := cmp.Or(from.At, defaultSetting)
 	if chosen := c.chosen(); len(chosen) != 1 {
 		return nil, backends.InvalidConfig(setting, "want exactly one source of tokens, got %d: %s", len(chosen), strings.Join(chosen, ", "))
 	}
-	j := judge{audience: c.Audience, now: w.now}
-	if j.audience == "" {
-		j.audience = defaultAudience
-	}
+	j := judge{audience: cmp.Or(c.Audience, defaultAudience), field: setting, setting: setting + ".audience", elsewhere: anotherSource, now: w.now}
 	switch {
 	case c.File != nil:
 		return &file{File: *c.File, judge: j.of("file.path")}, nil
@@ -89,14 +88,27 @@ func (s *judged) Token(ctx context.Context) (Token, error) {
 
 // judge decides whether what a source gave is a token to go on with. It saves the cloud's refusal, which says less.
 type judge struct {
-	audience string
-	field    string // of the source
-	now      func() time.Time
+	audience  string
+	field     string // of the source
+	setting   string // that says the audience
+	elsewhere string // what to do on a machine that is not in the source's cloud
+	now       func() time.Time
+}
+
+// anotherSource is what to do on such a machine where there are other sources to choose from.
+const anotherSource = "use another source"
+
+// otherwise is the same for where the machine may well be in that cloud: only what is not obvious is worth saying then.
+func (j judge) otherwise() string {
+	if j.elsewhere == anotherSource {
+		return ""
+	}
+	return " If not, " + j.elsewhere
 }
 
 // of is the judge of the source that this field sets.
 func (j judge) of(field string) judge {
-	j.field = setting + "." + field
+	j.field += "." + field
 	return j
 }
 
@@ -115,7 +127,7 @@ func (j judge) token(raw, what string) (Token, error) {
 			what, claims.Expires.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)))
 	}
 	if !j.accepts(claims.Audience) {
-		return Token{}, backends.InvalidConfig(j.field, "identity token from %s: it is for %s and not for %q: have it issued for that audience, or set %s.audience", what, quoted(claims.Audience), j.audience, setting)
+		return Token{}, backends.InvalidConfig(j.field, "identity token from %s: it is for %s and not for %q: have it issued for that audience, or set %s", what, quoted(claims.Audience), j.audience, j.setting)
 	}
 	return Token{Value: backends.Secret(value), Expires: claims.Expires}, nil
 }

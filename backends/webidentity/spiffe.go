@@ -101,7 +101,7 @@ func (s *spiffe) refusal(ctx context.Context, code codes.Code, dial error) error
 	case code == codes.PermissionDenied:
 		return s.notIssued()
 	case code == codes.InvalidArgument:
-		return s.judge.misconfigured("", s.String(), "it does not take audience %q or SPIFFE ID %q (code %v): set %s.audience, or id", s.judge.audience, s.ID, code, setting)
+		return s.judge.misconfigured("", s.String(), "it does not take audience %q or SPIFFE ID %q (code %v): set %s, or id", s.judge.audience, s.ID, code, s.judge.setting)
 	case code == codes.Unimplemented:
 		return s.judge.misconfigured(".socket", s.String(), "who answers there gives no JWT-SVIDs (code %v): name the socket of a Workload API", code)
 	case code == codes.ResourceExhausted:

@@ -33,6 +33,8 @@ type Sources struct {
 	AWS func(c AWS, audience string) Source
 	// InsteadOfAWS is what to do then, for the message.
 	InsteadOfAWS string
+	// At is where the backend's settings have the Config, for errors that are found when a token is asked for. Default: "webIdentity".
+	At string
 }
 
 // New makes the source that c names; c has passed Validate. It neither reads nor connects. An audience in c replaces defaultAudience.

@@ -1,4 +1,4 @@
-// Aws-identity-token asks AWS for an identity token, for a backend that takes one and starts it then: see package backends/webidentity/awsidentity. It is no command for people.
+// Aws-identity-token proves an AWS identity, by a token of AWS's or by a signed request, for a backend that wants such a proof and starts it then: see package backends/webidentity/awsidentity. It is no command for people.
 package main
 
 import (

@@ -10,12 +10,25 @@ import (
 )
 
 // AzureInstance is the instance metadata service of a virtual machine of Azure, as far as managed identities go
-// (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token).
+// (https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token), and what the machine is.
 type AzureInstance struct {
 	*identities
+	compute AzureCompute
 
 	mu  sync.Mutex
 	url string
+}
+
+// AzureCompute is what the metadata service tells of the machine, as far as others go by it (https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service#instance-metadata).
+type AzureCompute struct {
+	SubscriptionID    string `json:"subscriptionId"`
+	ResourceGroupName string `json:"resourceGroupName"`
+	Name              string `json:"name"`
+	// ScaleSet is the name of the scale set that it is in; empty: none.
+	ScaleSet   string `json:"vmScaleSetName"`
+	ResourceID string `json:"resourceId"`
+	Location   string `json:"location"`
+	VMID       string `json:"vmId"`
 }
 
 // AzureInstance starts a metadata service in a tenant of its own.
@@ -25,10 +38,23 @@ func (c *Cloud) AzureInstance(ids ...ManagedIdentity) *AzureInstance {
 
 // AzureInstanceIn starts a metadata service in a tenant.
 func (c *Cloud) AzureInstanceIn(tenantID string, ids ...ManagedIdentity) *AzureInstance {
-	a := &AzureInstance{identities: c.addIdentities(tenantID, "Microsoft.Compute/virtualMachines/node-1", ids)}
+	return c.azureInstance(tenantID, "node-1", "", ids)
+}
+
+// AzureScaleSetInstance is AzureInstanceIn for a machine of a scale set (of flexible orchestration).
+func (c *Cloud) AzureScaleSetInstance(tenantID, scaleSet string, ids ...ManagedIdentity) *AzureInstance {
+	return c.azureInstance(tenantID, scaleSet+"_"+newUUID()[:8], scaleSet, ids)
+}
+
+func (c *Cloud) azureInstance(tenantID, name, scaleSet string, ids []ManagedIdentity) *AzureInstance {
+	a := &AzureInstance{identities: c.addIdentities(tenantID, "Microsoft.Compute/virtualMachines/"+name, ids)}
+	a.compute = AzureCompute{SubscriptionID: a.subscription, ResourceGroupName: azureGroup, Name: name, ScaleSet: scaleSet, ResourceID: a.resource, Location: "westeurope", VMID: newUUID()}
 	a.url = c.mustListen("azure-metadata", a)
 	return a
 }
+
+// Compute is what it tells of the machine.
+func (a *AzureInstance) Compute() AzureCompute { return a.compute }
 
 // newUUID is a random UUID (RFC 9562, version 4).
 func newUUID() string {
@@ -63,8 +89,12 @@ func (a *AzureInstance) Refuse() { a.move(a.c.refusing()) }
 // ServeHTTP is the metadata service.
 func (a *AzureInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", "IMDS/150.870.65.1854")
-	if r.URL.Path == "/metadata/identity/oauth2/token" {
+	const token, compute = "/metadata/identity/oauth2/token", "/metadata/instance/compute"
+	switch r.URL.Path {
+	case token:
 		entryOf(r).operation("token")
+	case compute:
+		entryOf(r).operation("compute")
 	}
 	if a.c.faulty(w, r, "azure-metadata", entryOf(r).name(), func(f Fault) { writeIMDS(w, r, identityFault(f)) }) {
 		return
@@ -76,7 +106,9 @@ func (a *AzureInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeIMDS(w, r, refusal{http.StatusBadRequest, "bad_request_102", "Required metadata header not specified"})
 	case r.Header.Get("X-Forwarded-For") != "":
 		invalid("Requests with an X-Forwarded-For header are not served")
-	case r.URL.Path != "/metadata/identity/oauth2/token":
+	case r.URL.Path == compute && r.Method == http.MethodGet:
+		a.serveCompute(w, r)
+	case r.URL.Path != token:
 		writeIMDS(w, r, refusal{http.StatusNotFound, "unknown_source", "Unknown source " + r.URL.Path})
 	case r.Method != http.MethodGet:
 		writeIMDS(w, r, refusal{http.StatusMethodNotAllowed, "invalid_request", "Method not allowed"})
@@ -101,6 +133,21 @@ func (a *AzureInstance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// serveCompute tells of the machine. Which versions there are is said where none is, or another; what is newer than the two that are known here is not.
+func (a *AzureInstance) serveCompute(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	switch version := query.Get("api-version"); {
+	case version != "2021-02-01" && version != "2021-12-13":
+		entryOf(r).code("Bad Request")
+		writeJSON(w, http.StatusBadRequest, map[string]any{"error": "Bad request. api-version was not specified in the request", "newest-versions": []string{"2021-12-13", "2021-02-01"}})
+	case query.Get("format") != "" && query.Get("format") != "json":
+		entryOf(r).code("Bad Request")
+		writeJSON(w, http.StatusBadRequest, map[string]string{"error": "Bad request. Format not supported for this resource"})
+	default:
+		writeJSON(w, http.StatusOK, a.compute)
+	}
+}
+
 // identityFault is a fault as those who give managed identities their tokens word it.
 func identityFault(f Fault) refusal {
 	return refusal{cmp.Or(f.Status, http.StatusTooManyRequests), cmp.Or(f.Code, "too_many_requests"), "Too many requests"}
@@ -120,22 +167,27 @@ type ManagedIdentity struct {
 
 // identities are the managed identities that something in Azure has.
 type identities struct {
-	c   *Cloud
-	t   *tenant
-	all []ManagedIdentity
+	c                      *Cloud
+	t                      *tenant
+	subscription, resource string // where it is, and its id
+	all                    []ManagedIdentity
 }
+
+// azureGroup is the resource group of everything.
+const azureGroup = "test"
 
 // addIdentities makes managed identities in a tenant. A system-assigned one is the resource itself.
 func (c *Cloud) addIdentities(tenantID, resource string, ids []ManagedIdentity) *identities {
-	m := &identities{c: c, t: c.tenantUnder("", tenantID)}
+	m := &identities{c: c, t: c.tenantUnder("", tenantID), subscription: newUUID()}
 	if m.t == nil {
 		panic("there is no tenant " + tenantID)
 	}
-	group := "/subscriptions/" + newUUID() + "/resourceGroups/test/providers/"
+	group := "/subscriptions/" + m.subscription + "/resourceGroups/" + azureGroup + "/providers/"
+	m.resource = group + resource
 	for i, id := range ids {
 		if id.ResourceID == "" {
 			if id.ResourceID = group + "Microsoft.ManagedIdentity/userAssignedIdentities/identity" + strconv.Itoa(i); id.System {
-				id.ResourceID = group + resource
+				id.ResourceID = m.resource
 			}
 		}
 		p := c.addPrincipal(tenantID, servicePrincipal{ServicePrincipal: ServicePrincipal{ClientID: id.ClientID, ObjectID: id.ObjectID}, resource: id.ResourceID})
@@ -217,6 +269,9 @@ func (m *identities) token(r *http.Request, id ManagedIdentity, resource string)
 	if no != nil {
 		text, _ := no.answer(m.c, r)["error_description"].(string)
 		return nil, &refusal{no.status, no.code, text}
+	}
+	if !id.System {
+		p.on = m.resource
 	}
 	now := m.c.Now()
 	seconds := strconv.Itoa(int(identityLife.Seconds()))

@@ -145,7 +145,7 @@ func TestIdentitiesElsewhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			claims, err := c.tenantUnder("", e.Tenant()).v1.verify(token.Token)
-			if err != nil || claims["oid"] != id.ObjectID || claims["aud"] != resource || claims["xms_mirid"] != id.ResourceID || !token.ExpiresOn.Equal(c.Now().Add(identityLife)) {
+			if err != nil || claims["oid"] != id.ObjectID || claims["aud"] != resource || claims["xms_mirid"] != strings.Replace(id.ResourceID, "resourceGroups", "resourcegroups", 1) || !token.ExpiresOn.Equal(c.Now().Add(identityLife)) {
 				t.Errorf("%v, %v, until %s", err, claims, token.ExpiresOn)
 			}
 			if r := c.last(t); r.Service != test.service || r.Operation != "token" || r.Principal != id.ClientID || r.Status != 200 {

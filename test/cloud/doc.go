@@ -26,7 +26,7 @@
 // STS: OIDC tokens for workload identity pools and for GKE clusters (issuer and its published keys, audience, times to a minute, the subject's size; the token lives no longer than its
 // proof), signed GetCallerIdentity requests of AWS, which AWS judges as any other and which have to name the provider; clients' certificates (shown by mutual TLS and first in the token,
 // trust anchors, times, uses, limits); disabled providers; the mapping of the subject and the condition, as functions.
-// Credentials API: generateAccessToken and generateIdToken, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes.
+// Credentials API: generateAccessToken, generateIdToken and signJwt, with delegates; the caller's token and its scopes, who may impersonate whom, lifetimes, and when signed claims end.
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
 // Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, those too that service accounts sign themselves (for a scope), readers by
 // project (pools and allUsers too), formats, projects without redirection, their own tokens.
@@ -39,7 +39,7 @@
 // audience to the letter; the key that the issuer publishes; times), for applications also a managed identity's token from whatever tenant. Disabled and removed service principals. HTTP statuses,
 // OAuth's codes and Entra's own.
 // Managed identities: the instance metadata service, App Service, Azure Machine Learning, Cloud Shell, Service Fabric with its thumbprint, Azure Arc with its file; what each asks of headers,
-// versions and secrets; which of several identities is meant. Tokens as Entra's, for a day.
+// versions and secrets; which of several identities is meant. Tokens as Entra's, for a day, with the resource whose they are and that on which they are. The instance metadata service tells what the machine is.
 // Identity bindings of AKS: the proxy's name and CA; service accounts' tokens (the cluster's key, issuer, audience, times); who may use which identity; Entra then judges the proxy's own token by the
 // identity's federated credential.
 // Registries: the challenge; the exchange of Entra's tokens (form, service, tenant, signature, issuer, audience, times, a role); refresh tokens tied to a registry, and access tokens to

@@ -88,6 +88,7 @@ type FederatedCredential struct {
 type servicePrincipal struct {
 	ServicePrincipal
 	resource string // of a managed identity
+	on       string // the resource that it is assigned to, if it is another one
 }
 
 // Application is an app registration of the tenant: a resource that tokens can be for.
@@ -376,6 +377,11 @@ const (
 	identityLife = 24 * time.Hour
 )
 
+// claimed is a resource's id as tokens have it.
+func claimed(resource string) string {
+	return strings.Replace(resource, "/resourceGroups/", "/resourcegroups/", 1)
+}
+
 // entraToken is an access token of a service principal for a resource, as the resource wants it (https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference). acr
 // says how the principal has proved who it is: "1" by a secret, "2" by anything better.
 func (c *Cloud) entraToken(t *tenant, p servicePrincipal, app Application, resource, acr string, life time.Duration) string {
@@ -385,7 +391,10 @@ func (c *Cloud) entraToken(t *tenant, p servicePrincipal, app Application, resou
 		"aio": random(48), "rh": "1." + random(40), "ver": "1.0", "xms_idrel": "7 30",
 	}
 	if p.resource != "" {
-		claims["xms_mirid"] = p.resource
+		claims["xms_mirid"] = claimed(p.resource)
+	}
+	if p.on != "" {
+		claims["xms_az_rid"] = claimed(p.on)
 	}
 	if app.V2 {
 		claims["aud"], claims["ver"], claims["azp"], claims["azpacr"] = app.ClientID, "2.0", p.ClientID, acr

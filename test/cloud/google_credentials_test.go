@@ -161,7 +161,7 @@ func TestImpersonation(t *testing.T) {
 			}
 		})
 	}
-	for _, path := range []string{"/v1/projects/images/serviceAccounts/" + testAccountEmail + ":generateAccessToken", "/v1/projects/-/serviceAccounts/" + testAccountEmail + ":signJwt"} {
+	for _, path := range []string{"/v1/projects/images/serviceAccounts/" + testAccountEmail + ":generateAccessToken", "/v1/projects/-/serviceAccounts/" + testAccountEmail + ":signBlob"} {
 		if answer := c.send(t, http.MethodPost, "https://iamcredentials.googleapis.com"+path, `{`+scope+`}`, "Authorization", "Bearer "+good); answer.status != 404 {
 			t.Errorf("%s: %d", path, answer.status)
 		}

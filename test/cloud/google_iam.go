@@ -2,7 +2,6 @@ package cloud
 
 import (
 	"cmp"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
@@ -59,7 +58,8 @@ type ServiceAccount struct {
 
 type serviceAccount struct {
 	ServiceAccount
-	keys map[string]bool // their ids
+	keys    map[string]bool // their ids
+	managed string          // the id of the one that Google itself keeps; empty: there is none yet
 }
 
 // googleUser is somebody who has let an OAuth client act for them.
@@ -136,14 +136,7 @@ func (c *Cloud) ServiceAccountKeyFile(email string) []byte {
 	if s == nil {
 		panic("no service account " + email)
 	}
-	if c.google.key == nil {
-		key, err := rsa.GenerateKey(rand.Reader, 2048)
-		if err != nil {
-			panic(err)
-		}
-		c.google.key = key
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(c.google.key)
+	der, err := x509.MarshalPKCS8PrivateKey(c.serviceAccountKey())
 	if err != nil {
 		panic(err)
 	}
@@ -157,12 +150,31 @@ func (c *Cloud) ServiceAccountKeyFile(email string) []byte {
 	})
 }
 
+// serviceAccountKey is every account's. The caller holds the lock.
+func (c *Cloud) serviceAccountKey() *rsa.PrivateKey {
+	if c.google.key == nil {
+		c.google.key = newRSAKey()
+	}
+	return c.google.key
+}
+
+// ServiceAccountKey is the public part of a service account's key; nil: the account has none with this id.
+func (c *Cloud) ServiceAccountKey(email, id string) *rsa.PublicKey {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.google.accounts[email]; s == nil || !s.keys[id] {
+		return nil
+	}
+	return &c.google.key.PublicKey
+}
+
 // DeleteServiceAccountKeys makes all keys of an account unknown from now on.
 func (c *Cloud) DeleteServiceAccountKeys(email string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.google.accounts[email]; s != nil {
 		clear(s.keys)
+		s.managed = ""
 	}
 }
 

@@ -109,13 +109,14 @@ func (c *Cloud) verify(r *http.Request, body []byte, e endpoint, s signing) (pri
 	return key.principal, nil
 }
 
-// normalPath is a path without empty and relative segments. A slash at its end stays.
-func normalPath(p string) string {
-	clean := path.Clean("/" + p)
-	if clean != "/" && strings.HasSuffix(p, "/") {
-		clean += "/"
+// normalized is a path as all services but S3 have it signed: without slashes that follow one another, "." and ".."
+// (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html#create-canonical-request). Vault sends a request of others' to "//".
+func normalized(p string) string {
+	plain := path.Clean("/" + p)
+	if strings.HasSuffix(p, "/") && plain != "/" {
+		plain += "/"
 	}
-	return clean
+	return plain
 }
 
 // signAgain gives the signature that the request ought to have. What has to be signed (host, time, target, token, and a claimed hash of the body, which must be right) must be among the headers signed.
@@ -133,8 +134,11 @@ func signAgain(r *http.Request, body []byte, k Keys, region, service string, sig
 			return "", false
 		}
 	}
-	// A path's empty and relative segments do not count, but for S3 (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html#create-canonical-request): Vault's server sends others' requests on to //.
-	again := &http.Request{Method: r.Method, URL: &url.URL{Scheme: "https", Host: r.Host, Path: normalPath(r.URL.Path), RawQuery: r.URL.RawQuery}, Host: r.Host, Header: http.Header{}}
+	u := &url.URL{Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
+	if plain := normalized(r.URL.Path); plain != r.URL.Path {
+		u.Path, u.RawPath = plain, ""
+	}
+	again := &http.Request{Method: r.Method, URL: u, Host: r.Host, Header: http.Header{}}
 	for _, name := range signed {
 		switch name {
 		case "host":

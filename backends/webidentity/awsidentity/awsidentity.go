@@ -1,6 +1,6 @@
 // Package awsidentity is the source of identity tokens that AWS itself issues to whoever has an AWS identity
-// (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_outbound_getting_started.html). It is apart from package webidentity because it brings AWS's SDK, whose size and start no program
-// should have that does not offer the source.
+// (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_providers_outbound_getting_started.html), and signs requests by which others learn of such an identity. It is apart from package webidentity because
+// it brings AWS's SDK, whose size and start no program should have that does not offer the source.
 package awsidentity
 
 import (
@@ -31,9 +31,13 @@ type source struct {
 
 // New is for webidentity.Sources. It reads of the environment what it says of proxies, and nothing else.
 func New(c webidentity.AWS, audience string) webidentity.Source {
-	return &source{AWS: c, audience: audience, sessions: amazon.NewSessions(amazon.Options{
+	return &source{AWS: c, audience: audience, sessions: newSessions()}
+}
+
+func newSessions() *amazon.Sessions {
+	return amazon.NewSessions(amazon.Options{
 		Remedy: "attach a role to the instance, use EKS Pod Identity or IRSA, or name the AWS_* variables in the provider's inheritEnv",
-	})}
+	})
 }
 
 // Token asks as whomever the SDK's default chain finds (https://docs.aws.amazon.com/STS/latest/APIReference/API_GetWebIdentityToken.html).
@@ -50,7 +54,7 @@ func (s *source) Token(ctx context.Context) (webidentity.Token, error) {
 	}
 	region, err := session.Region()
 	if err != nil {
-		return webidentity.Token{}, backends.InvalidConfig(".region", "%w: set it, or name AWS_REGION in the provider's inheritEnv", err)
+		return webidentity.Token{}, noRegion(err)
 	}
 	ctx, call := session.Call(ctx, "sts", region)
 	out, err := session.STS.GetWebIdentityToken(ctx, &sts.GetWebIdentityTokenInput{
@@ -62,6 +66,11 @@ func (s *source) Token(ctx context.Context) (webidentity.Token, error) {
 		return webidentity.Token{}, s.refusal(call, err)
 	}
 	return webidentity.Token{Value: backends.Secret(aws.ToString(out.WebIdentityToken)), Expires: aws.ToTime(out.Expiration)}, nil
+}
+
+// noRegion is what to do where nothing says which region it is.
+func noRegion(err error) error {
+	return backends.InvalidConfig(".region", "%w: set it, or name AWS_REGION in the provider's inheritEnv", err)
 }
 
 // The codes of the operation, without the Exception that some end with: AWS's reference has them without it, the SDK's model and the answers with it.

@@ -11,13 +11,14 @@ import (
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/backends/webidentity/awsprogram"
 )
 
 // maxQuestion bounds a question, in bytes.
 const maxQuestion = 1 << 20
 
-// Serve reads a question, asks AWS, and writes the answer: it is the whole of the program aws-identity-token. The environment becomes the question's. The error is one of the question or of writing:
+// Serve reads a question, asks AWS or signs what others will, and writes the answer: it is the whole of the program aws-identity-token. The environment becomes the question's. The error is one of the question or of writing:
 // what AWS refuses is part of the answer.
 func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	var q awsprogram.Question
@@ -40,9 +41,17 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 }
 
 func answer(ctx context.Context, q awsprogram.Question) awsprogram.Answer {
-	t, err := New(q.AWS, q.Audience).Token(ctx)
+	var answered awsprogram.Answer
+	var err error
+	if q.Caller != nil {
+		answered.Request, err = sign(ctx, *q.Caller)
+	} else {
+		var t webidentity.Token
+		t, err = New(q.AWS, q.Audience).Token(ctx)
+		answered.Token = string(t.Value)
+	}
 	if err == nil {
-		return awsprogram.Answer{Token: string(t.Value)}
+		return answered
 	}
 	no := awsprogram.Refusal{Kind: backends.KindUnavailable, Text: err.Error()}
 	if e, ok := errors.AsType[*backends.Error](err); ok {

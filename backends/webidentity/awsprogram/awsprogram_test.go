@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -104,6 +105,66 @@ func TestToken(t *testing.T) {
 	}
 }
 
+// TestSign: what the request is to be reaches the program, as does the identity, and what comes back is taken for that one's.
+func TestSign(t *testing.T) {
+	c := setUp(t)
+	got, err := sign(t.Context(), built, CallerIdentity{Region: "eu-west-2", Header: map[string]string{"X-Server": "vault.example"}}, "auth.method aws")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), got.Method, got.URL, strings.NewReader(got.Body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = got.Header
+	answer, err := c.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if asked := c.Requests(); len(asked) != 1 || asked[0].Operation != "GetCallerIdentity" || asked[0].Host != "sts.eu-west-2.amazonaws.com" || asked[0].Principal != user || got.Header.Get("X-Server") != "vault.example" {
+		t.Errorf("asked: %+v", asked)
+	}
+}
+
+// TestNothingIsSigned: what the program has to say keeps its kind and its setting, and one that is of another release says nothing that can be sent.
+func TestNothingIsSigned(t *testing.T) {
+	for name, test := range map[string]struct {
+		path, region string
+		kind         backends.Kind
+		field, want  string
+	}{
+		"a region that nothing says": {built, RegionAuto, backends.KindMisconfigured, ".region", "nothing says which region"},
+		"no program":                 {"/nonexistent/aws-identity-token", "", backends.KindMisconfigured, "", "auth.method aws needs aws-identity-token beside the backend"},
+		"a program that knows only tokens": {
+			script(t, "cat >/dev/null; echo '{\"Token\": \""+planted+"\"}'"), "", backends.KindUnavailable, "", "it signed nothing: is it from the release that the backend is from?",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			setUp(t)
+			t.Setenv("AWS_REGION", "")
+			r, err := sign(t.Context(), test.path, CallerIdentity{Region: test.region}, "auth.method aws")
+			failed(t, err, test.kind, test.field, test.want)
+			if r.Header != nil {
+				t.Error("there is a request with the error")
+			}
+		})
+	}
+}
+
+// script is a program in the place of the one that belongs there.
+func script(t *testing.T, text string) string {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("no modes, and no scripts")
+	}
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // failed judges an error: its kind and field, what it says, and that it tells no secret.
 func failed(t *testing.T, err error, kind backends.Kind, field, want string) {
 	t.Helper()
@@ -160,28 +221,18 @@ func TestItsTime(t *testing.T) {
 
 // TestPrograms: what is installed in its place.
 func TestPrograms(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("no modes, and no scripts")
-	}
-	script := func(text string) string {
-		file := filepath.Join(t.TempDir(), program.Name)
-		if err := os.WriteFile(file, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
 	for name, test := range map[string]struct {
 		path string
 		kind backends.Kind
 		want string
 	}{
 		"none":                              {"/nonexistent/aws-identity-token", backends.KindMisconfigured, "webIdentity.aws needs aws-identity-token beside the backend, and there is no /nonexistent/aws-identity-token: install it"},
-		"one that prints what it read":      {script("cat; exit 3"), backends.KindUnavailable, "exit status 3"},
-		"one that prints no answer":         {script("cat >/dev/null; echo " + planted), backends.KindUnavailable, "it printed no answer"},
-		"one that gives no token":           {script("cat >/dev/null; echo '{}'"), backends.KindUnavailable, "it is empty"},
-		"one that sees keys in its own":     {script("cat >/dev/null; if env | grep -q AWS_; then exit 4; fi; exit 5"), backends.KindUnavailable, "exit status 5"},
-		"one that reads no keys":            {script("if grep -q AWS_SECRET_ACCESS_KEY=; then exit 6; fi; exit 7"), backends.KindUnavailable, "exit status 6"},
-		"one that is told by its arguments": {script("cat >/dev/null; [ $# = 0 ] && exit 8; exit 9"), backends.KindUnavailable, "exit status 8"},
+		"one that prints what it read":      {script(t, "cat; exit 3"), backends.KindUnavailable, "exit status 3"},
+		"one that prints no answer":         {script(t, "cat >/dev/null; echo "+planted), backends.KindUnavailable, "it printed no answer"},
+		"one that gives no token":           {script(t, "cat >/dev/null; echo '{}'"), backends.KindUnavailable, "it is empty"},
+		"one that sees keys in its own":     {script(t, "cat >/dev/null; if env | grep -q AWS_; then exit 4; fi; exit 5"), backends.KindUnavailable, "exit status 5"},
+		"one that reads no keys":            {script(t, "if grep -q AWS_SECRET_ACCESS_KEY=; then exit 6; fi; exit 7"), backends.KindUnavailable, "exit status 6"},
+		"one that is told by its arguments": {script(t, "cat >/dev/null; [ $# = 0 ] && exit 8; exit 9"), backends.KindUnavailable, "exit status 8"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			setUp(t, may)
