@@ -14,6 +14,7 @@
 //	json      CredentialProviderRequest and CredentialProviderResponse: decoded as the broker and the kubelet do. Anything else: must be JSON.
 //	go        must be formatted, and compile if it is a whole file; a fragment must parse. One written to a file (below) is also built by the console blocks that follow.
 //	protobuf  must occur in proto/backend/v1/backend.proto, comments and space aside.
+//	hcl       policies and configurations of Vault's: the commands show what they are worth.
 //	text      pictures and the like: not run.
 //
 // After the language there may be:
@@ -29,6 +30,8 @@
 // /etc/credential-broker/config.yaml is the default configuration (which CREDENTIAL_BROKER_CONFIG brings about; the --config that kubelet-config then prints is
 // taken out of the output). Files that a BrokerConfig names, and that are not there, are made. $REPO is the clone. What a document needs without wanting to show it stands in an HTML comment that
 // begins with "<!-- run" and holds shell commands.
+//
+// The documents that withVault names have a Vault server of their own, which https://vault.example:8200 stands for, with its CLI: see addVault.
 //
 // A document that says what every error of a package means is held against the package's code, both ways: see errorTables.
 //

@@ -125,13 +125,16 @@ func TestDocuments(t *testing.T) {
 			}
 			count(&counts.documents, 1)
 			count(&counts.blocks, len(blocks))
-			runDocument(t, blocks)
+			runDocument(t, doc, blocks)
 		})
 	}
 }
 
-func runDocument(t *testing.T, blocks []block) {
+func runDocument(t *testing.T, doc string, blocks []block) {
 	s := newSandbox(t, repo, bin)
+	if needsVault(doc) {
+		s.addVault(t)
+	}
 	for _, b := range blocks {
 		if why, ok := b.attrs["norun"]; ok {
 			t.Logf("NOT RUN: %s: %s", b.at(), why)
@@ -185,7 +188,7 @@ func runBlock(t *testing.T, s *sandbox, b block) {
 // check looks at a block that is no command.
 func check(s *sandbox, b block) error {
 	switch b.lang {
-	case "console", "sh":
+	case "console", "sh", "hcl":
 		return nil
 	case "yaml":
 		return checkYAML(s, b)

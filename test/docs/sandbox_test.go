@@ -24,6 +24,8 @@ type sandbox struct {
 	in    io.WriteCloser
 	out   *bufio.Reader
 	repo  string
+	// stands are texts of the document, and what stands for them here.
+	stands [][2]string
 }
 
 // patience bounds one command; the longest builds a backend.
@@ -102,11 +104,17 @@ var moved = regexp.MustCompile(`(^|[\s"'=:\[{(,<>@|])/(etc|usr/libexec|usr/bin/c
 
 // inside puts the paths of a text into the sandbox.
 func (s *sandbox) inside(text string) string {
+	for _, pair := range s.stands {
+		text = strings.ReplaceAll(text, pair[0], pair[1])
+	}
 	return moved.ReplaceAllString(text, "${1}"+s.root+"/${2}")
 }
 
 // outside takes them out again.
 func (s *sandbox) outside(text string) string {
+	for _, pair := range s.stands {
+		text = strings.ReplaceAll(text, pair[1], pair[0])
+	}
 	text = strings.ReplaceAll(text, filepath.Join(s.root, "work")+"/", "")
 	text = strings.ReplaceAll(text, s.root, "")
 	text = withoutDefaultConfig(text)
