@@ -32,7 +32,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build broker vault-server demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ dashboard: build ## Draw docs/dashboard.svg: the Grafana dashboard, of a real ag
 
 test: build ## Run every test, of this module, those below test/ and the examples (MODULES=, PKGS=)
 	@tools/test.sh
+
+vault-server: ## Build the real Vault server that tests run (10 to 20 minutes the first time on a machine; make test does it too)
+	@go run ./test/vaultserver/build
 
 race: build ## Run the tests under the race detector, save those of programs that it does not see into (MODULES=, PKGS=)
 	@tools/test.sh -race

@@ -70,6 +70,10 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 // defaultAudience is what an identity token is for, where the settings do not say.
 const defaultAudience = "vault"
 
+// Prepare does ahead of the first request what that needs and nobody is asked for: it reads the certificates that Vault's is verified with, and makes the client. It takes its time, and is for a goroutine of its own, while the
+// broker is yet to ask; the first request waits for it. What fails here fails there.
+func (b *Backend) Prepare() { b.server.prepare() }
+
 // Credentials answers for one image.
 func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backends.Response, error) {
 	return b.answer(ctx, req, nil)
@@ -100,6 +104,7 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		credentials, wide, err := b.credentials(ctx, req, w, e, l)
 		if err != nil {
 			failed = append(failed, err)
+			b.unlend(ctx, l)
 			continue
 		}
 		if !wide {

@@ -82,13 +82,9 @@ func (b *Backend) health(ctx context.Context) error {
 
 // whoAmI tells whose login it is, by its own word.
 func (b *Backend) whoAmI(ctx context.Context, l *login) error {
-	client, err := b.server.as(l.token, b.cfg.Auth.Namespace)
+	got, _, err := b.lookUpSelf(ctx, l)
 	if err != nil {
 		return err
-	}
-	got, c, err := b.server.read(ctx, "look the login up", client, "auth/token/lookup-self", nil)
-	if err != nil || got == nil {
-		return b.server.explain(ctx, c, err, nil)
 	}
 	ttl, _ := got.TokenTTL()
 	policies, _ := got.TokenPolicies()

@@ -305,10 +305,7 @@ func isDistrust(err error) bool {
 func (b *Backend) loginAdvice(e exchange, w who) string {
 	auth := &b.cfg.Auth
 	role := fmt.Sprintf("`vault read auth/%s/role/%s`", auth.Mount, w.role)
-	says := ""
-	if text := b.says(w); text != "" {
-		says = "; " + text
-	}
+	says := b.alsoSays(w)
 	switch e.hint {
 	case hintNoEngine:
 		return fmt.Sprintf("the auth method is not enabled at auth/%s: `vault auth list` shows those that are; see auth.mount and namespace", auth.Mount)
@@ -356,16 +353,13 @@ func (b *Backend) readAdvice(e exchange, w who, of *entry, path, apiPath string)
 	case e.status == http.StatusForbidden && apiPath == "":
 		mounted := mount{engine: EngineKV2}
 		mounted.path, _, _ = strings.Cut(path, "/")
-		return fmt.Sprintf("no policy of the login is for anything in the engine, or there is none. To add: %s (KV v2), or %s", stanza(mounted.apiPath(path), "read"), stanza(path, "read"))
+		return fmt.Sprintf("no policy of the login is for anything in the engine, or there is none. To add: %s (KV v2), or %s", stanza(mounted.apiPath(path), "read"), stanza(path, "read")) + b.alsoSays(w)
 	case e.status == http.StatusForbidden:
 		text := "to add to a policy of the login: " + stanza(apiPath, "read")
 		if of.WrapTTL == 0 {
 			text += "; a policy that demands wrapped answers wants wrapTTL"
 		}
-		if w.pod != "" {
-			text += "; " + b.says(w)
-		}
-		return text
+		return text + b.alsoSays(w)
 	case e.hint == hintWrapping:
 		return "somebody else may have unwrapped it: see who can read what passes to Vault"
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/files"
+	"github.com/credential-broker/credential-broker/backends/internal/remote"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -214,14 +214,14 @@ func (l loginParameters) Login(ctx context.Context, client *api.Client) (*api.Se
 	return client.Logical().WriteWithContext(ctx, "auth/"+l.mount+"/login", l.data)
 }
 
-// says is what a login's token says of itself, where that helps to see why it is refused.
-func (b *Backend) says(w who) string {
+// alsoSays is what a pod's token says of itself, where that helps to see why it is refused.
+func (b *Backend) alsoSays(w who) string {
 	if w.pod == "" {
 		return ""
 	}
-	parts := []string{"the pod's token is of " + w.claims.Namespace + "/" + w.claims.ServiceAccount}
+	text := fmt.Sprintf("; the pod's token is of %s/%s", remote.Cut(w.claims.Namespace), remote.Cut(w.claims.ServiceAccount))
 	if len(w.claims.Audience) > 0 {
-		parts = append(parts, fmt.Sprintf("for %q", slices.Clip(w.claims.Audience)))
+		text += ", for " + remote.Cut(fmt.Sprintf("%q", w.claims.Audience))
 	}
-	return strings.Join(parts, ", ")
+	return text
 }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/vault/api"
+
 	"github.com/credential-broker/credential-broker/backends"
 )
 
@@ -96,16 +98,24 @@ func (l *lent) forget(key string) {
 	delete(l.loans, key)
 }
 
-// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed.
-func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path string, old []loan) (loan, error) {
-	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
-	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
-		known, ok := b.lent.of(key)
-		for i := 0; !ok && i < len(old); i++ {
-			known, ok = old[i], old[i].Key == key
+// known is the loan of a key that may be renewed: this process's last one, or one of an answer's.
+func (b *Backend) known(key string, old []loan) (loan, bool) {
+	if made, ok := b.lent.of(key); ok {
+		return made, true
+	}
+	for _, l := range old {
+		if l.Key == key {
+			return l, true
 		}
-		if ok {
-			renewed, worth, err := b.renew(ctx, w, e, known)
+	}
+	return loan{}, false
+}
+
+// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then the known one is renewed, if there is one and that is worth it.
+func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, known *loan) (loan, error) {
+	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
+		if known != nil {
+			renewed, worth, err := b.renew(ctx, w, e, *known)
 			if err != nil {
 				return loan{}, err
 			}
@@ -114,7 +124,7 @@ func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path str
 				return renewed, nil
 			}
 		}
-		made, err := b.lend(ctx, w, e, m, path, key)
+		made, err := b.lend(ctx, w, e, path, key)
 		if err == nil && made.LeaseID != "" {
 			b.lent.remember(made, b.server.now())
 		}
@@ -123,11 +133,11 @@ func (b *Backend) borrow(ctx context.Context, w who, e *entry, m mount, path str
 }
 
 // lend reads a secret of such an engine. The login that a lease hangs on is used for nothing else: the lease ends with it, and it with the lease.
-func (b *Backend) lend(ctx context.Context, w who, e *entry, m mount, path, key string) (loan, error) {
+func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (loan, error) {
 	var made loan
 	var shared bool
 	on := func(l *login) (err error) {
-		made, err = b.read(ctx, w, l, e, m, path)
+		made, err = b.read(ctx, w, l, e, mount{engine: EngineOther}, path)
 		if l.ours && (err != nil || made.LeaseID == "") {
 			l.unclaim()
 		}
@@ -135,7 +145,8 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, m mount, path, key 
 			return err
 		}
 		made.Key, made.Data = key, made.data
-		return b.hang(ctx, &made, l)
+		b.hang(ctx, &made, l)
+		return nil
 	}
 	err := b.with(ctx, w, func(l *login) error {
 		if shared = l.ours && !l.claim(); shared {
@@ -157,9 +168,9 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, m mount, path, key 
 }
 
 // hang notes the login that a lease hangs on.
-func (b *Backend) hang(ctx context.Context, l *loan, on *login) error {
+func (b *Backend) hang(ctx context.Context, l *loan, on *login) {
 	if l.LeaseID == "" {
-		return nil
+		return
 	}
 	ends := on.expires
 	if on.ours {
@@ -167,34 +178,48 @@ func (b *Backend) hang(ctx context.Context, l *loan, on *login) error {
 		if !l.TokenRenewable {
 			l.TokenExpires = ends
 		}
-	} else if on.token != "" {
-		var err error
-		if ends, err = b.tokenExpiry(ctx, on); err != nil {
-			return err
-		}
+	} else {
+		ends = b.tokenExpiry(ctx, on)
 	}
 	if !ends.IsZero() && ends.Before(l.expires) {
 		l.expires = ends
 	}
-	return nil
 }
 
-// tokenExpiry asks when a token ends that was not got here; zero: never.
-func (b *Backend) tokenExpiry(ctx context.Context, l *login) (time.Time, error) {
+// tokenExpiry asks when a token ends that was not got here; zero: never, or nobody says. A Vault Agent or Proxy renews its own.
+func (b *Backend) tokenExpiry(ctx context.Context, l *login) time.Time {
+	if l.token == "" {
+		return time.Time{}
+	}
+	got, asked, err := b.lookUpSelf(ctx, l)
+	if err != nil {
+		slog.WarnContext(ctx, "when the token ends is not known: the lease may end with it, sooner than it says", "reason", err.Error())
+		return time.Time{}
+	}
+	ttl, err := got.TokenTTL()
+	if err != nil || ttl == 0 {
+		return time.Time{}
+	}
+	return asked.Add(ttl)
+}
+
+// lookUpSelf asks what Vault knows of a token.
+func (b *Backend) lookUpSelf(ctx context.Context, l *login) (*api.Secret, time.Time, error) {
 	client, err := b.server.as(l.token, b.cfg.Auth.Namespace)
 	if err != nil {
-		return time.Time{}, err
+		return nil, time.Time{}, err
 	}
 	asked := b.server.now()
 	got, c, err := b.server.read(ctx, "look the token up", client, "auth/token/lookup-self", nil)
 	if err != nil || got == nil {
-		return time.Time{}, b.server.explain(ctx, c, err, nil)
+		return nil, time.Time{}, b.server.explain(ctx, c, err, func(e exchange) string {
+			if e.hint == hintDenied {
+				return "to add to a policy of the token, unless it has the policy default: " + stanza("auth/token/lookup-self", "read")
+			}
+			return ""
+		})
 	}
-	ttl, err := got.TokenTTL()
-	if err != nil || ttl == 0 {
-		return time.Time{}, nil
-	}
-	return asked.Add(ttl), nil
+	return got, asked, nil
 }
 
 // Renew answers with the same credentials, if their lease can be made to last, or else with others.
@@ -216,12 +241,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 			return loan{}, false, err
 		}
 		defer b.leave(own)
-		token = own.token
-		if token != "" {
-			if ends, err = b.tokenExpiry(ctx, own); err != nil {
-				return loan{}, false, err
-			}
-		}
+		token, ends = own.token, b.tokenExpiry(ctx, own)
 	}
 	if l.TokenRenewable {
 		client, err := b.server.as(token, b.cfg.Auth.Namespace)
@@ -272,6 +292,16 @@ func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// unlend gives back what nobody gets.
+func (b *Backend) unlend(ctx context.Context, l loan) {
+	if l.LeaseID == "" {
+		return
+	}
+	if err := b.Revoke(ctx, leaseOf(ctx, []loan{l})); err != nil {
+		slog.WarnContext(ctx, "a lease that nobody gets was not revoked: it ends by itself", "expires", l.expires, "reason", err.Error())
+	}
 }
 
 func (b *Backend) giveBack(ctx context.Context, l loan) error {

@@ -204,7 +204,7 @@ func (b *Backend) newLogin(ctx context.Context, w who) (*login, error) {
 	}
 	asked := b.server.now()
 	ctx, c := b.server.call(ctx, doing)
-	got, err := client.Auth().Login(ctx, method)
+	got, err := method.Login(ctx, client)
 	if err != nil {
 		return nil, b.server.explain(ctx, c, err, func(e exchange) string { return b.loginAdvice(e, w) })
 	}

@@ -100,13 +100,13 @@ func (r *rig) reads(paths ...string) string {
 	return name
 }
 
-var policies atomic.Int32
+var policies, roles atomic.Int32
 
 // appRole is a login by AppRole with policies, and the settings of its role.
 func (r *rig) appRole(settings map[string]any, policies ...string) Auth {
 	r.t.Helper()
 	mount := r.name("approle")
-	roleID, secretID := r.AppRole(mount, "node", policies, settings)
+	roleID, secretID := r.AppRole(mount, fmt.Sprintf("node-%d", roles.Add(1)), policies, settings)
 	return Auth{Method: MethodAppRole, Mount: mount, RoleID: roleID, SecretIDFile: r.file(secretID)}
 }
 

@@ -91,6 +91,11 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 	if err != nil {
 		return loan{}, backends.Refused(fmt.Errorf("%s.path: %w", e.field, err))
 	}
+	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
+	known, isKnown := b.known(key, old)
+	if isKnown { // so that it is no KV
+		return b.borrow(ctx, w, e, path, key, &known)
+	}
 	for {
 		m, remembered, err := b.mount(ctx, w, e, path)
 		if err != nil {
@@ -98,7 +103,7 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 		}
 		var got loan
 		if m.engine == EngineOther {
-			got, err = b.borrow(ctx, w, e, m, path, old)
+			got, err = b.borrow(ctx, w, e, path, key, nil)
 		} else {
 			err = b.with(ctx, w, func(l *login) (err error) {
 				got, err = b.read(ctx, w, l, e, m, path)
@@ -188,7 +193,7 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 	doing := "read " + m.apiPath(path)
 	asked := b.server.now()
 	got, c, err := b.server.read(ctx, doing, client, m.apiPath(path), query)
-	if err != nil {
+	if err != nil || got == nil && c.exchange().hint == hintNoEngine {
 		return loan{}, b.server.explain(ctx, c, err, func(x exchange) string { return b.readAdvice(x, w, e, path, m.apiPath(path)) })
 	}
 	if got != nil && got.WrapInfo != nil {

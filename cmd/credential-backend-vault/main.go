@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/vault"
@@ -12,9 +11,12 @@ import (
 var version = "dev" // set by the linker
 
 func main() {
-	// As for acr: the certificates that the machine trusts are read while the broker is yet to ask, if they may be needed.
-	go func() { _, _ = x509.SystemCertPool() }()
 	backends.Serve("vault", version, func(ctx context.Context, cfg vault.Config) (backends.Backend, error) {
-		return vault.New(ctx, cfg)
+		b, err := vault.New(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		go b.Prepare()
+		return b, nil
 	})
 }

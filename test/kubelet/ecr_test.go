@@ -53,7 +53,8 @@ var withClouds = sync.OnceValues(func() (built, error) {
 	if err != nil {
 		return b, err
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar", "./cmd/credential-backend-acr", "./cmd/aws-identity-token")
+	cmd := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(b.broker), "backends")+"/", "./cmd/credential-backend-ecr", "./cmd/credential-backend-gar", "./cmd/credential-backend-acr", "./cmd/credential-backend-vault",
+		"./cmd/aws-identity-token")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -80,6 +81,7 @@ type world struct {
 	accounts map[string]string // service accounts, "namespace/name", and whom their annotations name
 	annotate func(whom string) map[string]string
 	issuer   *cloud.Issuer // of the cluster's tokens
+	mint     func(namespace, account string, claims object) string
 
 	mu     sync.Mutex
 	issued map[string]string
@@ -100,6 +102,7 @@ func newWorld(t *testing.T) *world {
 		},
 		annotate: func(role string) map[string]string { return map[string]string{ecrRole: role} },
 	}
+	w.mint = func(_, _ string, claims object) string { return w.issuer.Token(claims) }
 	for _, account := range []string{ecrAccount, ecrOther} {
 		c.AddOIDCProvider(account, ecrCluster, awsSTS)
 	}
@@ -161,7 +164,7 @@ func (w *world) identities() identities {
 			answer := request.DeepCopy()
 			key := namespace + "/" + name + "/" + request.Spec.BoundObjectRef.Name
 			if w.issued[key] == "" {
-				w.issued[key] = w.issuer.Token(object{
+				w.issued[key] = w.mint(namespace, name, object{
 					"aud": request.Spec.Audiences, "sub": "system:serviceaccount:" + namespace + ":" + name,
 					"kubernetes.io": object{"namespace": namespace, "pod": object{"name": request.Spec.BoundObjectRef.Name}, "serviceaccount": object{"name": name}},
 				})
@@ -224,12 +227,18 @@ func (w *world) start() {
 	if err != nil {
 		w.Fatal(err)
 	}
-	kubeletConfig := filepath.Join(w.dir, "kubelet.json")
-	w.write(kubeletConfig, string(entries), 0o600)
+	w.write(filepath.Join(w.dir, "kubelet.json"), string(entries), 0o600)
+	w.restart()
+}
+
+// restart starts the kubelet, again if it runs: it has nothing in its cache then.
+func (w *world) restart() {
+	w.Helper()
 	kubeletMutex.Lock()
 	defer kubeletMutex.Unlock()
-	if w.node, err = startNode(kubeletConfig, bin, w.identities()); err != nil {
-		w.Fatalf("the kubelet refuses the entries: %v\n%s", err, entries)
+	var err error
+	if w.node, err = startNode(filepath.Join(w.dir, "kubelet.json"), filepath.Join(w.dir, "bin"), w.identities()); err != nil {
+		w.Fatalf("the kubelet refuses the entries: %v\n%s", err, w.read("kubelet.json"))
 	}
 }
 
@@ -239,7 +248,7 @@ func (w *world) environment() []envVar {
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		upper := strings.ToUpper(name)
-		if strings.HasSuffix(upper, "_PROXY") || slices.ContainsFunc([]string{"AWS_", "GCE_", "GOOGLE_", "AZURE_", "IDENTITY_", "MSI_", "IMDS_", "SPIFFE_"}, func(prefix string) bool { return strings.HasPrefix(upper, prefix) }) {
+		if strings.HasSuffix(upper, "_PROXY") || slices.ContainsFunc([]string{"AWS_", "GCE_", "GOOGLE_", "AZURE_", "IDENTITY_", "MSI_", "IMDS_", "SPIFFE_", "VAULT_"}, func(prefix string) bool { return strings.HasPrefix(upper, prefix) }) {
 			values[name] = ""
 		}
 	}

@@ -42,6 +42,15 @@ func cached() (string, error) {
 	return filepath.Join(cache, "credential-broker", "vault-"+name, "vault"+extension()), nil
 }
 
+// isBuilt says whether the server is there.
+func isBuilt() bool {
+	file, err := cached()
+	if err == nil {
+		_, err = os.Stat(file)
+	}
+	return err == nil
+}
+
 // built gives the server in file, made by build unless it is there.
 func built(file string, say io.Writer, build func(to string) error) (string, error) {
 	if _, err := os.Stat(file); err == nil {
@@ -59,7 +68,7 @@ func built(file string, say io.Writer, build func(to string) error) (string, err
 	if _, err := os.Stat(file); err == nil { // another process has built it in the meantime
 		return file, nil
 	}
-	_, _ = fmt.Fprintf(say, "building the Vault server that tests run (%s): about ten minutes on two cores the first time, seconds afterwards\n", file)
+	_, _ = fmt.Fprintf(say, "building the Vault server that tests run: ten to twenty minutes on two cores, once. Where a test's time limit is shorter: make vault-server (it is kept in %s)\n", dir)
 	unfinished := filepath.Join(dir, "unfinished"+extension())
 	if err := build(unfinished); err != nil {
 		return "", err

@@ -220,8 +220,7 @@ func (t *Thief) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	t.mu.Unlock()
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(struct{}{})
+	writeJSON(w, http.StatusOK, struct{}{})
 }
 
 // servePlain is serveTLS without TLS, for what only the server asks.
@@ -232,4 +231,12 @@ func (s *Server) servePlain(h http.Handler) string {
 	s.atClose(func() { _ = server.Close() })
 	s.wait.Go(func() { _ = server.Serve(l) })
 	return "http://" + l.Addr().String()
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		panic(http.ErrAbortHandler) // the client has gone
+	}
 }

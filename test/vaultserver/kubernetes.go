@@ -28,11 +28,11 @@ type APIServer struct {
 	reviews   int
 }
 
-func (s *Server) startAPIServer(issuer *cloud.Issuer) (*APIServer, error) {
+func (s *Server) startAPIServer(issuer *cloud.Issuer) *APIServer {
 	a := &APIServer{issuer: issuer, delegates: map[string]bool{}, uids: map[string]string{}, deleted: map[string]bool{}}
 	a.address = s.serveTLS(tls.NoClientCert, a)
 	a.Delegate("vault", "reviewer")
-	return a, nil
+	return a
 }
 
 // Address is https://127.0.0.1:PORT, with a certificate of the Vault server's CA.
@@ -156,9 +156,7 @@ func (a *APIServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else {
 		review.Status = tokenReviewStatus{Authenticated: true, User: user, Audiences: common}
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusCreated)
-	_ = json.NewEncoder(w).Encode(review)
+	writeJSON(w, http.StatusCreated, review)
 }
 
 // authenticate judges a service account's token: signature, issuer, times, audiences, and whether the account is still there. It gives whose it is, and those of the audiences that it is for.
@@ -214,7 +212,5 @@ func (a *APIServer) authenticate(token string, wanted []string) (*userInfo, []st
 
 // refuse answers as an API server does (https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/status/).
 func refuse(w http.ResponseWriter, status int, reason, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"kind": "Status", "apiVersion": "v1", "metadata": map[string]any{}, "status": "Failure", "message": message, "reason": reason, "code": status})
+	writeJSON(w, status, map[string]any{"kind": "Status", "apiVersion": "v1", "metadata": map[string]any{}, "status": "Failure", "message": message, "reason": reason, "code": status})
 }

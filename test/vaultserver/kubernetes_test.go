@@ -11,16 +11,16 @@ import (
 func TestKubernetes(t *testing.T) {
 	issuer := cloud.New(t).AddIssuer("https://kubernetes.default.svc.cluster.local")
 	other := cloud.New(t).AddIssuer("https://kubernetes.default.svc.cluster.local")
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	a := s.Kubernetes("kubernetes", issuer)
 	theirs := &APIServer{issuer: other, uids: a.uids}
 	s.KubernetesRole("kubernetes", "puller", map[string]any{"bound_service_account_names": "web", "bound_service_account_namespaces": "shop"})
 	s.KubernetesRole("kubernetes", "vault", map[string]any{"audience": "vault"})
-	_, secret, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", nil)})
+	secret, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", nil)})
 	if err != nil || secret.Auth.Metadata["service_account_namespace"] != "shop" || secret.Auth.Metadata["service_account_name"] != "web" {
 		t.Errorf("a login: %+v, %v", secret, err)
 	}
-	if _, _, err := s.login("kubernetes", map[string]any{"role": "vault", "jwt": a.Token("shop", "web", map[string]any{"aud": []string{"vault"}})}); err != nil {
+	if _, err := s.login("kubernetes", map[string]any{"role": "vault", "jwt": a.Token("shop", "web", map[string]any{"aud": []string{"vault"}})}); err != nil {
 		t.Errorf("a token for the role's own audience: %v", err)
 	}
 	// Vault looks at the claims itself before it asks, but verifies nothing.
@@ -31,7 +31,7 @@ func TestKubernetes(t *testing.T) {
 		{"another audience than the role's", "vault", a.Token("shop", "web", nil), "audience claim does not match"},
 		{"expired", "puller", a.Token("shop", "web", map[string]any{"exp": time.Now().Unix() - 600}), "token is expired"},
 	} {
-		_, _, err := s.login("kubernetes", map[string]any{"role": test.role, "jwt": test.token})
+		_, err := s.login("kubernetes", map[string]any{"role": test.role, "jwt": test.token})
 		if status, _ := refusal(err); status != http.StatusForbidden {
 			t.Errorf("%s: %v", test.name, err)
 		}
@@ -41,37 +41,37 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("the API server was asked %d times for what Vault refuses itself", a.Reviews()-before)
 	}
 	for name, token := range map[string]string{
-		"signed by another cluster":         theirs.Token("shop", "web", nil),
-		"with another account's claims":     a.Token("shop", "web", map[string]any{"sub": "system:serviceaccount:shop:db"}),
-		"not valid yet":                     a.Token("shop", "web", map[string]any{"nbf": time.Now().Add(2 * time.Minute).Unix()}),
+		"signed by another cluster":     theirs.Token("shop", "web", nil),
+		"with another account's claims": a.Token("shop", "web", map[string]any{"sub": "system:serviceaccount:shop:db"}),
+		"not valid yet":                 a.Token("shop", "web", map[string]any{"nbf": time.Now().Add(2 * time.Minute).Unix()}),
 	} {
-		_, _, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": token})
+		_, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": token})
 		if status, _ := refusal(err); status != http.StatusForbidden {
 			t.Errorf("a token %s: %v", name, err)
 		}
 	}
 	// A role that names no audience has Vault ask for whatever the token is for.
-	if _, _, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", map[string]any{"aud": []string{"others"}})}); err != nil {
+	if _, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", map[string]any{"aud": []string{"others"}})}); err != nil {
 		t.Errorf("a token for somebody else, where the role has no audience: %v", err)
 	}
 	old := a.Token("shop", "web", nil)
 	a.Delete("shop", "web")
-	_, _, err = s.login("kubernetes", map[string]any{"role": "puller", "jwt": old})
+	_, err = s.login("kubernetes", map[string]any{"role": "puller", "jwt": old})
 	wantRefusal(t, err, http.StatusForbidden, "permission denied")
-	if _, _, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", nil)}); err != nil {
+	if _, err := s.login("kubernetes", map[string]any{"role": "puller", "jwt": a.Token("shop", "web", nil)}); err != nil {
 		t.Errorf("an account that is there again: %v", err)
 	}
 }
 
 // Without a token of its own Vault has each token review itself, which needs the permission, and a token for the API server.
 func TestKubernetesWithoutReviewer(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	a := s.Kubernetes("kubernetes", cloud.New(t).AddIssuer("https://issuer.example"))
 	s.KubernetesRole("kubernetes", "any", nil)
 	s.KubernetesRole("kubernetes", "vault", map[string]any{"audience": "vault"})
 	s.must(s.write("auth/kubernetes/config", map[string]any{"kubernetes_host": a.Address(), "kubernetes_ca_cert": string(s.ca.pem), "disable_local_ca_jwt": true, "token_reviewer_jwt": ""}, nil))
 	login := func(role string, claims map[string]any) int {
-		_, _, err := s.login("kubernetes", map[string]any{"role": role, "jwt": a.Token("shop", "web", claims)})
+		_, err := s.login("kubernetes", map[string]any{"role": role, "jwt": a.Token("shop", "web", claims)})
 		status, _ := refusal(err)
 		return status
 	}

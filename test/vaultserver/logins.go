@@ -44,8 +44,7 @@ func (s *Server) JWTRole(mount, role string, settings map[string]any) {
 
 // Kubernetes enables auth/kubernetes at a mount unless it is there, before the API server of a cluster whose service accounts' tokens are the issuer's. The server shows the API server a token of its own.
 func (s *Server) Kubernetes(mount string, issuer *cloud.Issuer) *APIServer {
-	a, err := s.startAPIServer(issuer)
-	s.must(err)
+	a := s.startAPIServer(issuer)
 	s.must(s.enable(mount, "kubernetes"))
 	s.must(s.write("auth/"+mount+"/config", map[string]any{
 		"kubernetes_host": a.address, "kubernetes_ca_cert": string(s.ca.pem), "token_reviewer_jwt": a.Token("vault", "reviewer", nil), "disable_local_ca_jwt": true,

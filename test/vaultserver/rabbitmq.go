@@ -16,7 +16,7 @@ import (
 // The administrator of RabbitMQ that Vault is.
 const (
 	rabbitAdmin    = "vault"
-	rabbitPassword = "the administrator's own password" //nolint:gosec // of nothing that is reached from outside
+	rabbitPassword = "the administrator's own password"
 )
 
 // RabbitMQ is Vault's engine of that name before a stand-in for RabbitMQ's management API: mount/creds/ROLE answers with a new user and its password, and a lease; when the lease ends, the user is deleted.
@@ -66,8 +66,7 @@ func (r *RabbitMQ) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	defer r.mu.Unlock()
 	switch {
 	case len(parts) == 2 && parts[1] == "users" && q.Method == http.MethodGet:
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode([]map[string]any{{"name": rabbitAdmin, "tags": []string{"administrator"}}})
+		writeJSON(w, http.StatusOK, []map[string]any{{"name": rabbitAdmin, "tags": []string{"administrator"}}})
 	case len(parts) == 3 && parts[1] == "users" && q.Method == http.MethodPut:
 		var user struct{ Password string }
 		if err := json.NewDecoder(io.LimitReader(q.Body, bodyBytes)).Decode(&user); err != nil || user.Password == "" {
@@ -95,7 +94,5 @@ func (r *RabbitMQ) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 }
 
 func rabbitError(w http.ResponseWriter, status int, code, reason string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": code, "reason": reason})
+	writeJSON(w, status, map[string]string{"error": code, "reason": reason})
 }

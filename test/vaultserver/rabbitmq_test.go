@@ -15,7 +15,7 @@ func (r *RabbitMQ) gone(name string) error {
 }
 
 func TestRabbitMQ(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	r := s.RabbitMQ("rabbitmq")
 	r.Role("pull", nil)
 	r.Lease(20*time.Minute, time.Hour)
@@ -61,7 +61,7 @@ func TestRabbitMQ(t *testing.T) {
 
 // The lease is not renewed beyond its longest, and the user is gone with it.
 func TestLeasesEnd(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	r := s.RabbitMQ("rabbitmq")
 	r.Role("pull", nil)
 	r.Lease(time.Second, 2*time.Second)

@@ -57,9 +57,12 @@ type ports struct {
 	fronts         string // with TLS too, and there the fronts are believed what client and certificate they speak for
 }
 
-// New starts a server that is ended with the test.
+// New starts a server that is ended with the test. Where it would have to be built and tests are to be short (-short), the test is skipped.
 func New(t testing.TB, o Options) *Server {
 	t.Helper()
+	if testing.Short() && !isBuilt() {
+		t.Skip("the Vault server has not been built on this machine, which takes long: make vault-server")
+	}
 	s, err := Start(o)
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +141,7 @@ func (s *Server) launch(file string) error {
 }
 
 func (s *Server) serve(file, config string) error {
-	cmd := exec.Command(file, "server", "-config="+config) //nolint:noctx // Close ends it
+	cmd := exec.Command(file, "server", "-config="+config)
 	cmd.Env = s.environ()
 	var err error
 	if s.process, err = startProcess(cmd); err != nil {
@@ -158,16 +161,23 @@ func (s *Server) serve(file, config string) error {
 
 // freeAddresses are n addresses on loopback that nobody listens on.
 func freeAddresses(ctx context.Context, n int) ([]string, error) {
-	var all []string
-	for range n {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
+	listeners := make([]net.Listener, n)
+	addresses := make([]string, n)
+	defer func() { // not before all are found
+		for _, l := range listeners {
+			if l != nil {
+				_ = l.Close()
+			}
+		}
+	}()
+	for i := range n {
+		var err error
+		if listeners[i], err = (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
 			return nil, err
 		}
-		defer l.Close() // not before all are found
-		all = append(all, l.Addr().String())
+		addresses[i] = listeners[i].Addr().String()
 	}
-	return all, nil
+	return addresses, nil
 }
 
 // config is the server's configuration (https://developer.hashicorp.com/vault/docs/configuration).

@@ -3,7 +3,6 @@ package vaultserver
 import (
 	"errors"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,26 +12,9 @@ import (
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
-// newServer is New, where the server is at hand, or may take the time to be built.
-func newServer(t *testing.T, o Options) *Server {
-	t.Helper()
-	if testing.Short() {
-		if file, err := cached(); err != nil || !there(file) {
-			t.Skip("the Vault server has not been built on this machine, and that takes ten minutes: make vault-server")
-		}
-	}
-	return New(t, o)
-}
-
-func there(file string) bool {
-	_, err := os.Stat(file)
-	return err == nil
-}
-
 // refusal is what Vault said: its HTTP status and its errors; 0 where it was no refusal of Vault.
 func refusal(err error) (status int, text string) {
-	var no *api.ResponseError
-	if errors.As(err, &no) {
+	if no, ok := errors.AsType[*api.ResponseError](err); ok {
 		return no.StatusCode, strings.Join(no.Errors, "; ")
 	}
 	return 0, ""
@@ -46,19 +28,15 @@ func wantRefusal(t *testing.T, err error, status int, words string) {
 	}
 }
 
-// login logs in, and gives the token's client.
-func (s *Server) login(mount string, data map[string]any) (*api.Client, *api.Secret, error) {
-	secret, err := s.As("").Logical().Write("auth/"+mount+"/login", data)
-	if err != nil {
-		return nil, nil, err
-	}
-	return s.As(secret.Auth.ClientToken), secret, nil
+// login logs in at a mount.
+func (s *Server) login(mount string, data map[string]any) (*api.Secret, error) {
+	return s.As("").Logical().Write("auth/"+mount+"/login", data)
 }
 
 const readAll = `path "*" { capabilities = ["read"] }`
 
 func TestTheServerIsUnsealed(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	for _, address := range []string{s.Address(), s.PlainAddress(), s.Front().Address()} {
 		client, err := s.clientFor(address)
 		if err != nil {
@@ -76,7 +54,7 @@ func TestTheServerIsUnsealed(t *testing.T) {
 }
 
 func TestSealed(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV2("secret")
 	s.Put("secret", "a", map[string]any{"password": "p"})
 	s.Seal()
@@ -89,7 +67,7 @@ func TestSealed(t *testing.T) {
 }
 
 func TestBothVersionsOfKV(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV1("old")
 	s.KV2("new")
 	for _, mount := range []string{"old", "new"} {
@@ -106,7 +84,7 @@ func TestBothVersionsOfKV(t *testing.T) {
 }
 
 func TestPolicies(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV2("secret")
 	s.Put("secret", "mine", map[string]any{"a": "b"})
 	s.Put("secret", "theirs", map[string]any{"a": "b"})
@@ -120,17 +98,17 @@ func TestPolicies(t *testing.T) {
 }
 
 func TestAppRole(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.Policy("reader", readAll)
 	roleID, secretID := s.AppRole("approle", "puller", []string{"reader"}, map[string]any{"token_ttl": "20m"})
-	_, secret, err := s.login("approle", map[string]any{"role_id": roleID, "secret_id": secretID})
+	secret, err := s.login("approle", map[string]any{"role_id": roleID, "secret_id": secretID})
 	if err != nil || secret.Auth.LeaseDuration != 1200 {
 		t.Errorf("a login: %+v, %v", secret, err)
 	}
-	_, _, err = s.login("approle", map[string]any{"role_id": roleID, "secret_id": "another"})
+	_, err = s.login("approle", map[string]any{"role_id": roleID, "secret_id": "another"})
 	wantRefusal(t, err, http.StatusBadRequest, "invalid role or secret ID")
 	open, none := s.AppRole("approle", "open", []string{"reader"}, map[string]any{"bind_secret_id": false, "secret_id_bound_cidrs": "127.0.0.0/8"})
-	if _, _, err := s.login("approle", map[string]any{"role_id": open}); err != nil || none != "" {
+	if _, err := s.login("approle", map[string]any{"role_id": open}); err != nil || none != "" {
 		t.Errorf("a role without secret ID: %q, %v", none, err)
 	}
 }
@@ -144,11 +122,11 @@ func TestJWT(t *testing.T) {
 			if withCloud {
 				o.Cloud = c
 			}
-			s := newServer(t, o)
+			s := New(t, o)
 			s.JWT("jwt", issuer)
 			s.JWTRole("jwt", "puller", map[string]any{"bound_subject": "system:serviceaccount:shop:web"})
 			good := issuer.Token(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": "vault"})
-			if _, _, err := s.login("jwt", map[string]any{"role": "puller", "jwt": good}); err != nil {
+			if _, err := s.login("jwt", map[string]any{"role": "puller", "jwt": good}); err != nil {
 				t.Error(err)
 			}
 			for token, words := range map[string]string{
@@ -158,11 +136,11 @@ func TestJWT(t *testing.T) {
 				c.AddIssuer("https://other.example").Token(map[string]any{"sub": "x", "aud": "vault"}):                                "error validating token",
 				issuer.Token(map[string]any{"iss": "https://other.example", "sub": "system:serviceaccount:shop:web", "aud": "vault"}): "error validating token",
 			} {
-				_, _, err := s.login("jwt", map[string]any{"role": "puller", "jwt": token})
+				_, err := s.login("jwt", map[string]any{"role": "puller", "jwt": token})
 				wantRefusal(t, err, http.StatusBadRequest, words)
 			}
 			issuer.Rotate()
-			_, _, err := s.login("jwt", map[string]any{"role": "puller", "jwt": issuer.Token(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": "vault"})})
+			_, err := s.login("jwt", map[string]any{"role": "puller", "jwt": issuer.Token(map[string]any{"sub": "system:serviceaccount:shop:web", "aud": "vault"})})
 			if (err == nil) != withCloud {
 				t.Errorf("with a new key: %v", err)
 			}
@@ -171,7 +149,7 @@ func TestJWT(t *testing.T) {
 }
 
 func TestRateLimit(t *testing.T) {
-	s := newServer(t, Options{})
+	s := New(t, Options{})
 	s.KV1("kv")
 	s.Put("kv", "a", map[string]any{"b": "c"})
 	s.RateLimit("few", "kv", 1, time.Hour)

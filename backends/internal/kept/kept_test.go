@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -143,4 +144,49 @@ func TestOnlySoManyTokensAreKept(t *testing.T) {
 	if err == nil || len(kept.entries) != 0 {
 		t.Errorf("%d are kept that nobody can use", len(kept.entries))
 	}
+}
+
+// TestWhoHearsOfDroppedTokens: each token is dropped once, when nobody will be given it again.
+func TestWhoHearsOfDroppedTokens(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	var dropped []string
+	kept := keeper(func() time.Time { return now })
+	kept.Dropped = func(t token) { dropped = append(dropped, t.password) }
+	ask := func(key, password string) {
+		t.Helper()
+		if _, err := kept.Get(t.Context(), key, time.Time{}, func(context.Context) (token, error) {
+			return token{password: password, expires: now.Add(time.Hour)}, nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(all ...string) {
+		t.Helper()
+		if !slices.Equal(dropped, all) {
+			t.Errorf("dropped %q, want %q", dropped, all)
+		}
+		dropped = nil
+	}
+	ask("a", "a1")
+	ask("a", "a2") // is not asked
+	want()
+	now = now.Add(31 * time.Minute)
+	ask("a", "a3")
+	want("a1")
+	ask("b", "b1")
+	kept.Forget("b")
+	ask("b", "b2")
+	want("b1")
+	now = now.Add(31 * time.Minute)
+	ask("c", "c1")
+	slices.Sort(dropped)
+	want("a3", "b2")
+	kept.Clear()
+	want("c1")
+	kept.Clear()
+	want()
+	if _, err := kept.Get(t.Context(), "d", time.Time{}, func(context.Context) (token, error) { return token{password: "d"}, nil }); err != nil {
+		t.Error(err)
+	}
+	want("d") // which does not say when it ends, and is not kept
 }

@@ -117,7 +117,7 @@ func TestSign(t *testing.T) {
 				t.Errorf("%s %s %s", r.Method, r.URL, r.Body)
 			}
 			signed := signedHeaders.FindStringSubmatch(r.Header.Get("Authorization"))
-			if signed == nil || !slices.Contains(strings.Split(signed[1], ";"), "x-vault-aws-iam-server-id") {
+			if len(signed) != 2 || !slices.Contains(strings.Split(signed[1], ";"), "x-vault-aws-iam-server-id") {
 				t.Error("the header is not signed")
 			}
 			for name := range r.Header { // of those that AWS means something by, Vault sends on no others

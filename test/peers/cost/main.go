@@ -1,5 +1,5 @@
 // Command cost measures what a token of ECR costs through the broker, against the official provider called directly: whole processes, request in to response out, cold and through an agent;
-// the same of one of Google's, beside ECR's and both together, and of one of Azure's; then many requests at once and in a row, and the agent's memory. Everything is measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The
+// the same of one of Google's, beside ECR's and both together, of one of Azure's and of a credential of Vault's; then many requests at once and in a row, and the agent's memory. Everything is measured in turn within one run, so that the machine's moods fall on all alike; only the ratios travel. The
 // fake cloud is one process besides, which serves both, and which must have done the same work for both where nothing is kept. docs/performance.md shows a run and explains it.
 package main
 
@@ -51,7 +51,7 @@ func (g goals) String() string {
 
 func main() {
 	rounds := flag.Int("rounds", 41, "how often each request is measured")
-	parts := flag.String("parts", "requests,google,azure,storm,memory", "what is measured")
+	parts := flag.String("parts", "requests,google,azure,vault,storm,memory", "what is measured")
 	idle := flag.Bool("idle", false, "wait for the agent to stop idle backends, which takes five minutes, and measure its memory then")
 	serve := flag.Bool("serve", false, "be the fake cloud (for this program's own use)")
 	flag.Parse()
@@ -94,7 +94,7 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.GARBackend, program.ACRBackend, program.DockerConfigBackend, program.ExecBackend, program.CloudProviderAWS, program.GCRLogin, emptyProgram, directProgram, azureProgram, trivialBackend); err != nil {
+	if err := program.Build(".", dir, program.Broker, program.ECRBackend, program.GARBackend, program.ACRBackend, program.VaultBackend, program.DockerConfigBackend, program.ExecBackend, program.CloudProviderAWS, program.GCRLogin, emptyProgram, directProgram, azureProgram, vaultProgram, trivialBackend); err != nil {
 		return err
 	}
 	remote, err := startCloud()
@@ -116,6 +116,8 @@ func measure(parts []string, rounds int, idle bool) (err error) {
 			err = b.google(rounds)
 		case "azure":
 			err = b.azure(rounds)
+		case "vault":
+			err = b.vault(rounds)
 		case "storm":
 			err = b.storm()
 		case "memory":
@@ -461,6 +463,7 @@ func (b *bench) initialisation(rounds int) error {
 		{"the ECR backend", program.ECRBackend, []string{"--version"}},
 		{"the Google backend", program.GARBackend, []string{"--version"}},
 		{"the Azure backend", program.ACRBackend, []string{"--version"}},
+		{"the Vault backend", program.VaultBackend, []string{"--version"}},
 	} {
 		packages, whole := map[string][]float64{}, []float64{}
 		var allocations int

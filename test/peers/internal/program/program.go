@@ -23,6 +23,8 @@ var (
 	GARBackend = Program{"backends/credential-backend-gar", ours, "./cmd/credential-backend-gar"}
 	ACRBackend = Program{"backends/credential-backend-acr", ours, "./cmd/credential-backend-acr"}
 
+	VaultBackend = Program{"backends/credential-backend-vault", ours, "./cmd/credential-backend-vault"}
+
 	DockerConfigBackend = Program{"backends/credential-backend-dockerconfig", ours, "./cmd/credential-backend-dockerconfig"}
 	ExecBackend         = Program{"backends/credential-backend-exec", ours, "./cmd/credential-backend-exec"}
 )
