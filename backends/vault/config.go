@@ -340,6 +340,9 @@ func (a *Auth) pods() bool {
 	return (a.Method == MethodKubernetes || a.Method == MethodJWT) && a.PodIdentity != PodIdentityOff
 }
 
+// logsIn says whether there are logins at all: a token of the settings is none, and an agent has its own.
+func (a *Auth) logsIn() bool { return a.Method != MethodToken && a.Method != MethodNone }
+
 // node says whether the node can log in.
 func (a *Auth) node() bool {
 	return a.Method != MethodKubernetes && a.Method != MethodJWT || a.TokenFile != "" || !a.WebIdentity.IsZero()
