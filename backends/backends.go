@@ -33,14 +33,16 @@ type Renewer interface {
 	Renew(ctx context.Context, req Request, lease Secret) (Response, error)
 }
 
-// Revoker is implemented by backends that can end what an answer with a Lease lent. It is asked when an operator has the answer forgotten. It is no error
-// if there is nothing left to end.
+// Revoker is implemented by backends that can end what an answer with a Lease lent. It is asked, by a broker that lives on, when an operator has the answer forgotten, when nobody can be using it any more
+// that is no longer kept, and when that broker ends; possibly in a process that has answered nothing, and not for a lease in whose place Renew has given another. It is no error if there is
+// nothing left to end.
 type Revoker interface {
 	Revoke(ctx context.Context, lease Secret) error
 }
 
-// Closer is implemented by backends that have something to put away before the process ends in good order. It is called at most once, when nothing else is asked any more,
-// and is given a few seconds. A process may also be killed without it.
+// Closer is implemented by backends that have something to put away before the process ends in good order, such as a login; what an answer lent is in use and stays. It is called at most once, when nothing
+// else is asked any more, and is given a few seconds; one second in a process that was started for a single answer, or a check, since somebody waits for that. A process may also be killed without it. Where
+// the settings say that there is nothing to put away, better make a Backend that is no Closer: each pull without an agent asks it otherwise.
 type Closer interface {
 	Close(ctx context.Context) error
 }

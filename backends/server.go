@@ -114,7 +114,18 @@ func (s *server) GetCredentials(ctx context.Context, req *backendv1.GetCredentia
 	if notYet != nil {
 		return &backendv1.GetCredentialsResponse{Error: notYet}, nil
 	}
-	return answer(ctx, "a request", req, secrets, backend.Credentials)
+	return wantsClose(backend)(answer(ctx, "a request", req, secrets, backend.Credentials))
+}
+
+// wantsClose has an answer, or a failure that is one, say that the backend is a Closer: a broker that started this process for one answer would kill it otherwise. What a backend has to put away may have
+// come with the failure.
+func wantsClose(backend Backend) func(*backendv1.GetCredentialsResponse, error) (*backendv1.GetCredentialsResponse, error) {
+	return func(response *backendv1.GetCredentialsResponse, bug error) (*backendv1.GetCredentialsResponse, error) {
+		if response != nil {
+			_, response.WantsClose = backend.(Closer)
+		}
+		return response, bug
+	}
 }
 
 func (s *server) Renew(ctx context.Context, req *backendv1.RenewRequest) (*backendv1.GetCredentialsResponse, error) {
@@ -127,9 +138,9 @@ func (s *server) Renew(ctx context.Context, req *backendv1.RenewRequest) (*backe
 		return nil, status.Error(codes.Unimplemented, "this backend has nothing to renew")
 	}
 	lease := string(req.GetLease())
-	return answer(ctx, "a renewal", req.GetRequest(), append(slices.Clip(secrets), lease), func(ctx context.Context, req Request) (Response, error) {
+	return wantsClose(backend)(answer(ctx, "a renewal", req.GetRequest(), append(slices.Clip(secrets), lease), func(ctx context.Context, req Request) (Response, error) {
 		return renewer.Renew(ctx, req, Secret(lease))
-	})
+	}))
 }
 
 // answer lets ask answer the request. The secrets are those in play besides the request's and the answer's.

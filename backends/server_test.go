@@ -99,6 +99,7 @@ func TestALeaseIsAnsweredAndRenewed(t *testing.T) {
 		Scope:       backendv1.Scope_SCOPE_REGISTRY,
 		Credentials: []*backendv1.Credential{{Key: "r.example", Username: "r.example/a the.pods.token map[k:v] " + theLease, Password: "second"}},
 		Lease:       []byte(theLease + "/2"),
+		WantsClose:  true,
 	}
 	if diff := cmp.Diff(want, second, protocmp.Transform()); err != nil || diff != "" {
 		t.Error(err, diff)
@@ -154,6 +155,25 @@ func TestWhatABackendIsNotIsUnimplemented(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, answersOf(t.Context(), s)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestAnAnswerOfACloserWantsClose(t *testing.T) {
+	failing := func(err error) *lender {
+		return &lender{credentials: func(context.Context, Request) (Response, error) { return Response{}, err }}
+	}
+	for name, tt := range map[string]struct {
+		backend Backend
+		want    bool
+	}{
+		"of a Closer":               {failing(nil), true},
+		"of a Closer that fails":    {failing(errors.New("no")), true},
+		"of a backend that is none": {struct{ Backend }{failing(nil)}, false},
+	} {
+		r, err := serving(t, tt.backend).GetCredentials(t.Context(), &backendv1.GetCredentialsRequest{})
+		if err != nil || r.GetWantsClose() != tt.want {
+			t.Errorf("%s: %v, %v; want %t", name, r, err, tt.want)
+		}
 	}
 }
 

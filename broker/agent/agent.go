@@ -178,7 +178,10 @@ func (a *Agent) Wait(ctx context.Context) error {
 	}
 }
 
-// Close ends all backends and wipes all answers. No request may be in flight.
+// HandedOn says that a successor has what Export wrote: Close then leaves to it what is lent.
+func (a *Agent) HandedOn() { a.sets.handedOn() }
+
+// Close revokes what is lent with answers, ends all backends and wipes all answers, until ctx is done. No request may be in flight.
 func (a *Agent) Close(ctx context.Context) error { return a.sets.close(ctx) }
 
 // Idle is for how long nobody has asked for credentials.

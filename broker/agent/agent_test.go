@@ -43,6 +43,9 @@ type fakeBackends struct {
 	// hold, if set, is what a call waits for; entered hears of each call, left of each that its context ended.
 	hold, entered, left chan struct{}
 	fail                error
+	// lends: answers come with a lease, the provider's settings. revoked are those that were, with what was amiss.
+	lends   bool
+	revoked []string
 }
 
 func (f *fakeBackends) Call(ctx context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
@@ -73,14 +76,37 @@ func (f *fakeBackends) Call(ctx context.Context, p *config.Provider, r broker.Re
 		return broker.Answer{}, fail
 	}
 	host, _, _ := strings.Cut(r.Image, "/")
-	return broker.Answer{RegistryWide: true, Credentials: []broker.Credential{{Key: host, Username: p.Name, Password: secret.Secret(f.dir + "|" + string(p.Config))}}}, nil
+	var lease secret.Secret
+	if f.lends {
+		lease = secret.Secret(p.Config)
+	}
+	return broker.Answer{RegistryWide: true, Lease: lease, Credentials: []broker.Credential{{Key: host, Username: p.Name, Password: secret.Secret(f.dir + "|" + string(p.Config))}}}, nil
 }
 
 func (f *fakeBackends) Renew(ctx context.Context, p *config.Provider, r broker.Request, _ secret.Secret) (broker.Answer, error) {
 	return f.Call(ctx, p, r)
 }
 
-func (f *fakeBackends) Revoke(context.Context, *config.Provider, secret.Secret) error { return nil }
+func (f *fakeBackends) Revoke(_ context.Context, p *config.Provider, lease secret.Secret) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	what := string(lease)
+	if string(p.Config) != what {
+		what += " by " + string(p.Config)
+	}
+	if f.closed {
+		what += " of closed backends"
+	}
+	f.revoked = append(f.revoked, what)
+	slices.Sort(f.revoked)
+	return nil
+}
+
+func (f *fakeBackends) returned() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.revoked)
+}
 
 func (f *fakeBackends) Retain(providers []*config.Provider) {
 	f.mu.Lock()
@@ -207,7 +233,7 @@ func (s *served) options() Options {
 		Backends: func(dir string, _ *slog.Logger) Backends {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			f := &fakeBackends{dir: dir, hold: s.next.hold, entered: s.next.entered, left: s.next.left, fail: s.next.fail}
+			f := &fakeBackends{dir: dir, hold: s.next.hold, entered: s.next.entered, left: s.next.left, fail: s.next.fail, lends: s.next.lends}
 			s.made = append(s.made, f)
 			return f
 		},
@@ -680,6 +706,69 @@ func TestASuccessorHasTheAnswers(t *testing.T) {
 	}
 	if got := second.password(second.resolve(fast.Request{})); got != want {
 		t.Errorf("password %q, want %q", got, want)
+	}
+}
+
+func TestTheEndRevokesWhatIsLent(t *testing.T) {
+	s := prepare(t)
+	s.next.lends = true
+	s.write(s.path(), one("a"))
+	s.begin()
+	s.resolve(fast.Request{})
+	s.write(s.path(), one("b"))
+	s.resolve(fast.Request{}) // to the provider that took the other's place
+	s.write(s.path(), one("c")+"backendDir: /elsewhere\n")
+	s.resolve(fast.Request{}) // to other backends
+	if got := s.backends(0).returned(); got != nil {
+		t.Errorf("revoked while the kubelet may keep it: %q", got)
+	}
+	if s.backends(0).isClosed() {
+		t.Error("the backends that are not needed any more are closed before they have revoked what they lent")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := errors.Join(s.Wait(ctx), s.Close(ctx)); err != nil {
+		t.Error(err)
+	}
+	for i, want := range [][]string{{`{"say":"a"}`, `{"say":"b"}`}, {`{"say":"c"}`}} {
+		if diff := cmp.Diff(want, s.backends(i).returned()); diff != "" || !s.backends(i).isClosed() {
+			t.Errorf("revoked by backends %d, which are closed: %t (-want +got):\n%s", i, s.backends(i).isClosed(), diff)
+		}
+	}
+}
+
+func TestASuccessorRevokesWhatIsLent(t *testing.T) {
+	first := prepare(t)
+	first.next.lends = true
+	first.write(first.path(), one("a"))
+	first.begin()
+	first.resolve(fast.Request{})
+	first.write(first.path(), one("b"))
+	first.resolve(fast.Request{})
+	var handedOn bytes.Buffer
+	if err := first.Export(&handedOn); err != nil {
+		t.Fatal(err)
+	}
+	second := prepare(t)
+	second.dir = first.dir // of the same configuration
+	second.begin()
+	if n, err := second.Import(t.Context(), &handedOn); err != nil || n != 1 {
+		t.Errorf("%d answers were taken over, %v; want 1", n, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	first.HandedOn()
+	if err := errors.Join(first.Wait(ctx), first.Close(ctx)); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(second.Wait(ctx), second.Close(ctx)); err != nil {
+		t.Error(err)
+	}
+	if got := first.backends(0).returned(); got != nil {
+		t.Errorf("the predecessor revoked %q", got)
+	}
+	if diff := cmp.Diff([]string{`{"say":"a"}`, `{"say":"b"}`}, second.backends(0).returned()); diff != "" {
+		t.Errorf("revoked by the successor (-want +got):\n%s", diff)
 	}
 }
 

@@ -168,7 +168,7 @@ func (l *loaded) holds(version config.Version) bool {
 func (s *set) replace(ctx context.Context, previous, next *loaded) {
 	s.logs.set(s.agent.Log(next.cfg.Log).Handler())
 	if previous == nil || previous.cfg.BackendDir != next.cfg.BackendDir {
-		next.kept = newKept(s, next.cfg.BackendDir)
+		next.kept = newKept(s, next.cfg)
 		s.loaded.Store(next)
 		if previous != nil {
 			s.agent.sets.giveUp(ctx, previous.kept)
@@ -177,7 +177,7 @@ func (s *set) replace(ctx context.Context, previous, next *loaded) {
 		next.kept = previous.kept
 		s.loaded.Store(next)
 		next.kept.backends.Retain(next.cfg.Providers)
-		next.kept.cache.Retain(next.cfg.Providers)
+		next.kept.cache.Retain(next.cfg.Providers, next.cfg.MaxCacheDuration)
 	}
 	if previous == nil {
 		return
@@ -207,9 +207,9 @@ type kept struct {
 	unused  chan struct{} // closed when it is retired and nobody uses it any more
 }
 
-func newKept(s *set, backendDir string) *kept {
-	k := &kept{backends: s.agent.Backends(backendDir, s.log), unused: make(chan struct{})}
-	options := cache.Options{Source: k.backends, Log: s.log}
+func newKept(s *set, cfg *config.Config) *kept {
+	k := &kept{backends: s.agent.Backends(cfg.BackendDir, s.log), unused: make(chan struct{})}
+	options := cache.Options{Source: k.backends, Log: s.log, MaxCacheDuration: cfg.MaxCacheDuration}
 	if observe := s.agent.ObserveCall; observe != nil {
 		configuration := s.label()
 		options.OnCall = func(e cache.Event) { observe(Call{configuration, e}) }
@@ -249,13 +249,23 @@ func (k *kept) retire() {
 	}
 }
 
-// close ends it once its users are done, or ctx is.
-func (k *kept) close(ctx context.Context) error {
-	k.retire()
+// await waits until its users are done, or ctx is.
+func (k *kept) await(ctx context.Context) {
 	select {
 	case <-k.unused:
 	case <-ctx.Done():
 	}
+}
+
+// close ends it once its users are done, for whom half of the time until ctx is done is left: what it has lent is revoked then, while the backends are there, and the backends put away what they have.
+func (k *kept) close(ctx context.Context) error {
+	k.retire()
+	waiting, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, ok := ctx.Deadline(); ok {
+		waiting, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+	}
+	defer cancel()
+	k.await(waiting)
 	k.cache.Close(ctx)
 	return k.backends.Close(ctx)
 }
@@ -267,8 +277,10 @@ type sets struct {
 
 	mu  sync.Mutex
 	all map[place]*set
-	// leaving are those that were given up and may still have requests in flight.
+	// leaving are those that were given up and may still have requests in flight, or something lent. They do not wait for that any more once ending is done.
 	leaving sync.WaitGroup
+	ending  context.Context
+	end     context.CancelFunc
 }
 
 // maxSets bounds the configurations that are kept at once. A node has one; others come from people who try something.
@@ -279,6 +291,7 @@ const leavingTimeout = config.MaxTimeout
 
 func (ss *sets) init(a *Agent, path, backendDir string) {
 	ss.agent = a
+	ss.ending, ss.end = context.WithCancel(context.Background())
 	ss.own = newSet(a, place{path, backendDir})
 	ss.all = map[place]*set{ss.own.place: ss.own}
 }
@@ -329,11 +342,19 @@ func (ss *sets) makeRoom(ctx context.Context) {
 	}
 }
 
-// giveUp closes what is kept when its last request has been answered.
+// giveUp closes what is kept when its last request has been answered, and what it has lent has been revoked. The backends that do that are started for it once more.
 func (ss *sets) giveUp(ctx context.Context, k *kept) {
 	k.retire()
 	ss.leaving.Go(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavingTimeout)
+		ctx := context.WithoutCancel(ctx)
+		used, cancel := context.WithTimeout(ctx, leavingTimeout)
+		stop := context.AfterFunc(ss.ending, cancel) // the end waits for them itself
+		k.await(used)
+		stop()
+		cancel()
+		k.backends.Retain(nil)
+		k.cache.Settle(ss.ending)
+		ctx, cancel = context.WithTimeout(ctx, leavingTimeout)
 		defer cancel()
 		if err := k.close(ctx); err != nil {
 			ss.agent.Logger().Warn("backends that are not needed any more did not end well", "reason", err.Error())
@@ -365,13 +386,26 @@ func (ss *sets) refresh(ctx context.Context) {
 	}
 }
 
-func (ss *sets) close(ctx context.Context) error {
-	var errs []error
+// handedOn leaves what is lent to a successor, but for what was given up: of that it knows nothing.
+func (ss *sets) handedOn() {
 	for _, s := range ss.snapshot() {
 		if l := s.loaded.Load(); l != nil {
-			errs = append(errs, l.kept.close(ctx))
+			l.kept.cache.HandedOn()
 		}
 	}
+}
+
+func (ss *sets) close(ctx context.Context) error {
+	ss.end()
+	all := ss.snapshot()
+	errs := make([]error, len(all), len(all)+1)
+	var closing sync.WaitGroup
+	for i, s := range all {
+		if l := s.loaded.Load(); l != nil {
+			closing.Go(func() { errs[i] = l.kept.close(ctx) })
+		}
+	}
+	closing.Wait()
 	left := make(chan struct{})
 	go func() { ss.leaving.Wait(); close(left) }()
 	select {

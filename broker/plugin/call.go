@@ -38,7 +38,7 @@ func (p *Process) Configure(ctx context.Context) []*Error {
 }
 
 // GetCredentials asks for the credentials of one image; the request's deadline is set from ctx. An answer is returned only if it keeps the protocol's rules. The
-// error is an *Error; what is returned beside one has the spans of the backend's work, if it told them, and nothing else. What passes through it is kept out of the log
+// error is an *Error; what is returned beside one has the spans of the backend's work, if it told them, and whether it wants to be closed, and nothing else. What passes through it is kept out of the log
 // and of errors.
 func (p *Process) GetCredentials(ctx context.Context, request *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
 	call := p.output.begin()
@@ -94,7 +94,7 @@ func (p *Process) judge(call *call, response *backendv1.GetCredentialsResponse) 
 	}
 	spans := p.spans(response.GetSpans())
 	if why := p.fault(response); why != nil {
-		return &backendv1.GetCredentialsResponse{Spans: spans}, why
+		return &backendv1.GetCredentialsResponse{Spans: spans, WantsClose: response.GetWantsClose()}, why
 	}
 	response.Spans = spans
 	return response, nil
@@ -171,7 +171,7 @@ func (p *Process) Revoke(ctx context.Context, lease []byte) error {
 }
 
 // Close tells the backend that it is about to be stopped in good order, and returns when it has put away what it holds, or when ctx ends; Stop is still to be called.
-// It should be asked only if Describe names backendv1.Feature_FEATURE_CLOSE; a backend that has nothing to close is no error. The error is an *Error.
+// It should be asked only if Describe names backendv1.Feature_FEATURE_CLOSE, or an answer wants it; a backend that has nothing to close is no error. The error is an *Error.
 func (p *Process) Close(ctx context.Context) error {
 	response, err := p.rpc.Close(ctx, &backendv1.CloseRequest{})
 	switch {

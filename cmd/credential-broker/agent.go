@@ -26,8 +26,10 @@ import (
 const (
 	// agentTick is how often the agent looks after itself: configuration, its own file, idleness.
 	agentTick = time.Second
-	// agentEndTimeout bounds the agent's end: no request takes longer than the first part of it.
-	agentEndTimeout = config.MaxTimeout + 2*time.Second
+	// agentWaitTimeout bounds the wait for the requests in flight when the agent ends: none takes longer than the first part of it. agentEndTimeout bounds what comes then, above all the revocation of what is
+	// lent; TimeoutStopSec= in the unit is more than both.
+	agentWaitTimeout = config.MaxTimeout + 2*time.Second
+	agentEndTimeout  = 15 * time.Second
 	// successorPatience is how long a successor may take to serve. It takes a tenth of a second.
 	successorPatience = 30 * time.Second
 )
@@ -207,9 +209,12 @@ loop:
 
 // end lets the requests in flight be answered, and then ends everything.
 func (n *node) end(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, agentEndTimeout)
+	waiting, cancel := context.WithTimeout(ctx, agentWaitTimeout)
 	defer cancel()
-	return errors.Join(n.Wait(ctx), n.Close(ctx))
+	cutOff := n.Wait(waiting)
+	ctx, cancel = context.WithTimeout(ctx, agentEndTimeout)
+	defer cancel()
+	return errors.Join(cutOff, n.Close(ctx))
 }
 
 // passOn ends the successor too if this process is told to end before it has answered what it was asked: whoever says so means the agent, and may not have heard yet which process that is.
@@ -246,6 +251,7 @@ func (n *node) succeed(ctx context.Context) *os.Process {
 		var successor *os.Process
 		if successor, err = agent.Succeed(ctx, n.program.Path(), os.Args[1:], handed, n.Export, successorPatience); err == nil {
 			n.socket.HandedOn()
+			n.HandedOn()
 			notify(fmt.Sprintf("MAINPID=%d", successor.Pid))
 			n.log.Info("the agent ends", "reason", "the program's file has been replaced", "successor", successor.Pid)
 			return successor

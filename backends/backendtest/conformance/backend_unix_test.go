@@ -610,6 +610,24 @@ var breakages = []breakage{
 	{rule: "close", name: "hangs when it is closed", seen: "when it was closed, the call ended with gRPC's DeadlineExceeded", hangs: true, change: func(b *backend) {
 		b.close = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 	}},
+	{rule: "close", name: "wants to be closed and takes too long for a single answer", seen: "its answer says wants_close, and closed it took 1.", change: func(b *backend) {
+		b.answer = wantsClose
+		b.close = func(ctx context.Context) error {
+			select {
+			case <-time.After(backendv1.ShortCloseTimeout + 100*time.Millisecond):
+			case <-ctx.Done():
+			}
+			return nil
+		}
+	}},
+	{rule: "close", name: "wants to be closed and cannot be", seen: "its answer says wants_close, and closed it answers UNIMPLEMENTED", change: func(b *backend) {
+		b.answer = wantsClose
+		b.close = func(context.Context) error { return status.Error(codes.Unimplemented, "nothing to close") }
+	}},
+	{rule: "close", name: "wants to be closed and does not name that", seen: "its answer says wants_close, and it does not name FEATURE_CLOSE", change: func(b *backend) {
+		b.answer = wantsClose
+		b.features = nil
+	}},
 	{rule: "close", name: "lives on when it has been closed", seen: "closed, it still ran a second after", change: func(b *backend) {
 		var closed atomic.Bool
 		b.close = func(context.Context) error { closed.Store(true); return nil }
@@ -849,3 +867,5 @@ var breakages = []breakage{
 		}
 	}},
 }
+
+func wantsClose(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) { r.WantsClose = true }

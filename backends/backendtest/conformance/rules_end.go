@@ -31,7 +31,7 @@ func endRules() []Rule {
 		}},
 		{Name: "host-killed", Demand: "When the broker's process is killed with requests in flight, the backend and all that it has started end within a second.", judge: hostKilled},
 		{Name: "stop", Demand: "When the broker stops the backend with requests in flight, nothing of it is left after a second.", judge: judgeStop},
-		{Name: "close", Demand: "Close, where there is something to close, answers in time, and the backend then ends with its host as ever.", judge: judgeClose},
+		{Name: "close", Demand: "Close, where there is something to close, answers in time, within a second where an answer has asked for it, and the backend then ends with its host as ever.", judge: judgeClose},
 	}
 }
 

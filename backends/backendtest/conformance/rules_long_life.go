@@ -68,14 +68,18 @@ func (t *trial) having(ctx context.Context, feature backendv1.Feature) (*process
 	if err != nil {
 		return nil, err
 	}
+	return p, p.mustHave(ctx, feature)
+}
+
+func (p *process) mustHave(ctx context.Context, feature backendv1.Feature) error {
 	about, err := p.describe(ctx)
 	if err != nil {
-		return nil, t.unless("describe", p.broken("asked to describe itself", err))
+		return p.trial.unless("describe", p.broken("asked to describe itself", err))
 	}
 	if !slices.Contains(about.GetFeatures(), feature) {
-		return nil, notRun("the backend does not name " + feature.String())
+		return notRun("the backend does not name " + feature.String())
 	}
-	return p, nil
+	return nil
 }
 
 // lease is one to try.
@@ -243,22 +247,36 @@ func judgeClose(ctx context.Context, t *trial) error {
 	if err := t.needs("host-gone"); err != nil {
 		return err
 	}
-	p, err := t.having(ctx, backendv1.Feature_FEATURE_CLOSE)
+	const mend = "answer Close, or leave wants_close away; in Go it is there where the Backend is a Closer, and only there"
+	p, err := t.configured(ctx)
 	if err != nil {
 		return err
 	}
-	if _, err := p.get(ctx, t.images()[0]); err != nil {
+	answer, err := p.get(ctx, t.images()[0])
+	if err != nil {
 		return p.broken("asked for credentials", err)
+	}
+	if err := p.mustHave(ctx, backendv1.Feature_FEATURE_CLOSE); err != nil {
+		if _, none := errors.AsType[notRun](err); none && answer.GetWantsClose() {
+			return fail(mend, "its answer says wants_close, and it does not name %s", backendv1.Feature_FEATURE_CLOSE)
+		}
+		return err
 	}
 	p.family.look()
 	closing, cancel := context.WithTimeout(ctx, min(t.options.Timeout, backendv1.CloseTimeout))
 	defer cancel()
+	began := time.Now()
 	response, err := p.rpc.Close(closing, &backendv1.CloseRequest{})
+	took := time.Since(began)
 	switch {
+	case status.Code(err) == codes.Unimplemented && answer.GetWantsClose():
+		return fail(mend, "its answer says wants_close, and closed it answers UNIMPLEMENTED")
 	case status.Code(err) == codes.Unimplemented:
 		return notRun("the backend answers UNIMPLEMENTED: it has nothing to close")
 	case err != nil:
 		return p.broken("closed", err)
+	case answer.GetWantsClose() && took > backendv1.ShortCloseTimeout:
+		return fail("be done within a second: the pull waits, and the process is killed then", "its answer says wants_close, and closed it took %s", took.Round(time.Millisecond))
 	case response.GetError() != nil:
 		if err := checkReason(response.GetError(), "closed"); err != nil {
 			return err

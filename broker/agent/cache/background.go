@@ -1,19 +1,14 @@
 package cache
 
 import (
-	"context"
 	"time"
 
 	"github.com/credential-broker/credential-broker/broker"
-	"github.com/credential-broker/credential-broker/broker/config"
-	"github.com/credential-broker/credential-broker/proto/secret"
 )
 
 const (
 	// maxBackground bounds the calls that the cache makes by itself at one time.
 	maxBackground = 16
-	// maxRevoking bounds the revocations at one time: nobody waits for them.
-	maxRevoking = 4
 	// maxSweep bounds how many items are looked at in one go, since requests wait meanwhile.
 	maxSweep = 64
 	// maxSleep is the longest that the cache goes without a look at the wall clock, which may jump.
@@ -31,6 +26,9 @@ const (
 // arm sets the timer for the item that is due first.
 func (c *Cache) arm() {
 	i := c.store.next()
+	if owed := c.owed.next(); i == nil || owed != nil && owed.due.Before(i.due) {
+		i = owed
+	}
 	if i == nil || c.closed {
 		if c.timer != nil {
 			c.timer.Stop()
@@ -64,6 +62,7 @@ func (c *Cache) tick() {
 			c.failureDue(i, now)
 		}
 	}
+	c.revokeDue(now)
 	c.arm()
 }
 
@@ -166,7 +165,7 @@ func (c *Cache) inBackground(i *item) {
 	f := &flight{ask: i.ask, background: true}
 	f.request.Token = i.token()
 	if i.answer != nil {
-		f.lease, f.lastUsed, f.who.expires = i.answer.lease(), i.answer.lastUsed, i.answer.tokenExpires
+		f.lease, f.leaseID, f.lastUsed, f.who.expires = i.answer.lease(), i.answer.id, i.answer.lastUsed, i.answer.tokenExpires
 	} else {
 		f.lastUsed = i.failure.lastUsed
 	}
@@ -202,46 +201,6 @@ func bounded(text string) string {
 		return text[:most] + "…"
 	}
 	return text
-}
-
-// revocation is a lease that is to be given up.
-type revocation struct {
-	provider *config.Provider
-	lease    *sealed
-}
-
-// revoke gives up a lease in the background.
-func (c *Cache) revoke(provider *config.Provider, lease secret.Secret) {
-	if lease == "" {
-		return
-	}
-	c.revokes = append(c.revokes, revocation{provider, seal(lease)})
-	c.startRevoking()
-}
-
-func (c *Cache) startRevoking() {
-	for c.revoking < maxRevoking && len(c.revokes) > 0 && c.background.Err() == nil {
-		r := c.revokes[0]
-		c.revokes[0] = revocation{}
-		c.revokes = c.revokes[1:]
-		c.revoking++
-		c.tasks.Go(func() {
-			ctx, cancel := context.WithTimeout(c.background, timeoutOf(r.provider))
-			defer cancel()
-			defer r.lease.wipe()
-			lease, _ := r.lease.open(0)
-			err := c.source.Revoke(ctx, r.provider, lease)
-			if err != nil {
-				c.log.WarnContext(ctx, "credentials not revoked", "provider", r.provider.Name, "kind", broker.KindOf(err).String(), "reason", bounded(err.Error()))
-			} else {
-				c.log.InfoContext(ctx, "credentials revoked", "provider", r.provider.Name)
-			}
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.revoking--
-			c.startRevoking()
-		})
-	}
 }
 
 // attrs are what logs say of an item.

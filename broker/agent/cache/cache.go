@@ -35,9 +35,12 @@ type Options struct {
 	Now func() time.Time
 	// Random gives numbers in [0, 1) that spread renewals and pauses; nil: math/rand/v2. It is called by one goroutine at a time.
 	Random func() float64
-	// MaxEntries and MaxBytes bound what is remembered: answers, failures and registries' scopes; 0: 10,000 and 32 MiB. What was used least recently goes first.
+	// MaxEntries and MaxBytes bound what is remembered: answers, failures and registries' scopes; 0: 10,000 and 32 MiB. What was used least recently goes first. The leases of answers that are gone, and that
+	// are yet to be revoked, have as much again.
 	MaxEntries int
 	MaxBytes   int
+	// MaxCacheDuration is config.Config's, which bounds for how long the kubelet keeps an answer; nil: nothing does. Retain brings another.
+	MaxCacheDuration *time.Duration
 	// OnCall hears of every call to the Source, once it has ended. It is called from many goroutines.
 	OnCall func(Event)
 }
@@ -75,6 +78,10 @@ type Cache struct {
 	closed   bool
 	key      hashKey
 	store    itemStore
+	owed     itemStore          // leases of answers that are gone
+	longest  *time.Duration     // Options.MaxCacheDuration
+	settled  bool               // leases are none of this cache's business any more
+	settling chan struct{}      // closed when the last of them has been revoked; nil while nobody waits for that
 	flights  map[digest]*flight // by the image's key
 	leaders  map[digest]*flight // by the registry's key: the call that others of the registry wait for
 	underWay map[*flight]bool
@@ -97,7 +104,7 @@ var _ broker.Caller = (*Cache)(nil)
 func New(o Options) *Cache {
 	c := &Cache{
 		source: o.Source, log: o.Log, clock: o.Now, random: o.Random, onCall: o.OnCall,
-		store:   itemStore{maxEntries: o.MaxEntries, maxBytes: o.MaxBytes, items: make(map[itemKey]*item)},
+		store: itemStore{maxEntries: o.MaxEntries, maxBytes: o.MaxBytes, items: make(map[itemKey]*item), leases: make(map[digest]*sharedLease)}, longest: o.MaxCacheDuration,
 		flights: make(map[digest]*flight), leaders: make(map[digest]*flight), underWay: make(map[*flight]bool), stats: make(map[string]*ProviderStats),
 	}
 	if c.log == nil {
@@ -115,7 +122,9 @@ func New(o Options) *Cache {
 	if c.store.maxBytes == 0 {
 		c.store.maxBytes = DefaultMaxBytes
 	}
+	c.owed = itemStore{maxEntries: c.store.maxEntries, maxBytes: c.store.maxBytes, items: make(map[itemKey]*item), evicted: c.lost}
 	c.store.evicted = func(i *item) { c.statsOf(i.ask.provider).Evictions++ }
+	c.store.released = c.owe
 	_, _ = cryptorand.Read(c.key[:]) // never fails
 	c.background, c.stop = context.WithCancel(context.Background())
 	return c
@@ -252,6 +261,7 @@ func (c *Cache) hit(q *caller, i *item, now time.Time) *reply {
 	}
 	c.store.use(i)
 	c.use(q, i, now)
+	i.answer.told(c.longest, now)
 	answer = countDown(answer, q.provider, i.answer.life, now)
 	answer.Held = true
 	answer.Parts = []broker.Part{{Name: "cache", Took: time.Since(q.began)}}
@@ -321,6 +331,7 @@ func (c *Cache) direct(ctx context.Context, q *caller) (broker.Answer, error) {
 	c.mu.Lock()
 	c.statsOf(q.provider).Misses++
 	c.countCall(q.provider, err)
+	c.oweUnkept(&q.ask, answer, c.now())
 	c.mu.Unlock()
 	c.tell(Event{Provider: q.provider.Name, Image: q.request.Image, Took: time.Since(began), Err: err})
 	answer.Lease = ""
@@ -369,7 +380,8 @@ func (c *Cache) reach(a *ask) reach {
 	return oneImage
 }
 
-// Close ends what the cache does by itself, waits for it and for calls that are under way until ctx is done, and wipes all that is kept. A Cache that was closed passes calls on to its Source.
+// Close ends what the cache does by itself, waits for it and for calls that are under way, has all that is lent revoked by the Source, and wipes all that is kept. Half of the time until ctx is done is for
+// the calls, and half of what is left then for the revocations, ten seconds at most; what was not revoked is logged. After HandedOn nothing is revoked. A Cache that was closed passes calls on to its Source.
 func (c *Cache) Close(ctx context.Context) {
 	c.mu.Lock()
 	c.closed = true
@@ -378,7 +390,7 @@ func (c *Cache) Close(ctx context.Context) {
 	}
 	c.backlog = nil
 	for f := range c.underWay {
-		if f.background && f.waiters == 0 {
+		if f.waiters == 0 {
 			f.cancel()
 		}
 	}
@@ -389,35 +401,47 @@ func (c *Cache) Close(ctx context.Context) {
 		c.tasks.Wait()
 		close(ended)
 	}()
+	waiting, cancel := half(ctx)
+	defer cancel()
 	select {
 	case <-ended:
-	case <-ctx.Done():
+	case <-waiting.Done():
 	}
 	c.stop()
 	select { // what was stopped just now ends soon, or is stuck and has to be left
 	case <-ended:
 	case <-time.After(closeGrace):
 	}
+	c.revokeAll(ctx)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, i := range c.store.items {
 		c.store.drop(i)
 	}
-	for _, r := range c.revokes {
-		r.lease.wipe()
-	}
-	c.revokes = nil
 }
 
 // closeGrace is how long Close waits for calls that it has stopped.
 const closeGrace = time.Second
 
-// Retain forgets, and wipes, what belongs to providers that are not among these, and keeps nothing for such from now on: call it when these take the others' place. Calls for the others that are under way are
-// answered, and their answers are not kept. What is forgotten is not revoked: a pull may be using it.
-func (c *Cache) Retain(providers []*config.Provider) {
+// half is a context for half of the time that is left.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
+	if deadline, ok := ctx.Deadline(); ok {
+		return context.WithTimeout(ctx, time.Until(deadline)/2)
+	}
+	return context.WithCancel(ctx)
+}
+
+// Retain forgets, and wipes, what belongs to providers that are not among these, and keeps nothing for such from now on: call it when these take the others' place, and the maximum its. Calls for the others
+// that are under way are answered, and their answers are not kept. What was lent with all those is revoked as soon as nobody can be using it any more; see owe.
+func (c *Cache) Retain(providers []*config.Provider, maxCacheDuration *time.Duration) {
+	defer c.speak()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.retain(providers, maxCacheDuration)
+}
+
+func (c *Cache) retain(providers []*config.Provider, longest *time.Duration) {
 	c.kept = make(map[string]bool, len(providers))
 	names := make(map[string]bool, len(providers))
 	for _, p := range providers {
@@ -439,6 +463,7 @@ func (c *Cache) Retain(providers []*config.Provider) {
 			delete(c.stats, name)
 		}
 	}
+	c.longest = longest
 	c.arm()
 }
 
@@ -461,6 +486,7 @@ func (c *Cache) Forget(match func(Held) bool) (answers, failures int) {
 		case i.answer != nil:
 			answers++
 			c.revoke(i.ask.provider, i.answer.lease())
+			i.answer.returned = true
 		case i.shown():
 			failures++
 		}

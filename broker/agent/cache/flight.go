@@ -16,7 +16,8 @@ import (
 // who waited has been cancelled. One whose time is over leaves it running, so that a source that hangs is found out, and one that is only slow has its answer kept for the next pull.
 type flight struct {
 	ask
-	lease secret.Secret // to renew; empty to ask anew
+	lease   secret.Secret // to renew; empty to ask anew
+	leaseID digest
 	// background: the cache itself wants the answer.
 	background bool
 
@@ -215,6 +216,10 @@ func (c *Cache) land(ctx context.Context, f *flight, answer broker.Answer, err e
 	f.echo = f.who.shared && echoes(answer, f.request.Token)
 	switch {
 	case f.orphan, c.closed, c.kept != nil && !c.kept[f.fingerprint]:
+		if err == nil {
+			c.renewed(f, answer)
+			c.oweUnkept(&f.ask, answer, now)
+		}
 	case err == nil:
 		c.keep(ctx, f, answer, now)
 	case !f.abandoned:
@@ -223,11 +228,13 @@ func (c *Cache) land(ctx context.Context, f *flight, answer broker.Answer, err e
 	}
 	close(f.done)
 	c.startWaiting(now)
+	c.tellSettled()
 	c.arm()
 }
 
 // keep puts an answer in the place of whatever was known before.
 func (c *Cache) keep(ctx context.Context, f *flight, answer broker.Answer, now time.Time) {
+	c.renewed(f, answer)
 	before := c.find(&f.ask, now)
 	for _, key := range []itemKey{{failureItem, f.one}, {failureItem, f.all}, {answerItem, f.one}, {answerItem, f.all}} {
 		// An answer for one image alone contradicts one that was said to be the registry's.
@@ -240,13 +247,15 @@ func (c *Cache) keep(ctx context.Context, f *flight, answer broker.Answer, now t
 	l, ok := lifeOf(answer, f.provider, f.who.expires, now)
 	f.life = l
 	if !ok || f.echo {
+		c.oweUnkept(&f.ask, answer, now)
 		return
 	}
 	i := &item{key: itemKey{answerItem, f.one}, ask: kept}
 	if answer.RegistryWide {
 		i.key.digest = f.all
 	}
-	a := &keptAnswer{life: l, lastUsed: f.lastUsed, tokenExpires: f.who.expires}
+	a := &keptAnswer{life: l, lastUsed: f.lastUsed, tokenExpires: f.who.expires, loan: c.loanOf(&f.ask, answer, now)}
+	a.told(c.longest, now) // those who wait for it
 	token := f.request.Token
 	if l.long() && worthwhile(a.tokenExpires, l.fresh) {
 		a.renewal = Renewal(now, l.fresh, c.random())
@@ -257,6 +266,7 @@ func (c *Cache) keep(ctx context.Context, f *flight, answer broker.Answer, now t
 	i.answer = a
 	i.due = a.due(now)
 	c.store.put(i)
+	c.redeem(a.id)
 	if f.background {
 		c.statsOf(f.provider).Renewals++
 		c.say(ctx, slog.LevelInfo, "asked again ahead of need", append(i.attrs(), "renewed", before != nil, "until", l.fresh)...)

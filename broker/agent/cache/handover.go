@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +25,15 @@ type handOver struct {
 	Key     []byte         `json:"key"`
 	Answers []handedAnswer `json:"answers"`
 	Scopes  []handedScope  `json:"scopes"`
+	Leases  []handedLease  `json:"leases,omitempty"`
+}
+
+// handedLease is one that is yet to be revoked. The provider may be none of the configuration's any more.
+type handedLease struct {
+	Fingerprint string           `json:"fingerprint"`
+	Provider    *config.Provider `json:"provider"`
+	Lease       []byte           `json:"lease"`
+	Due         time.Time        `json:"due"`
 }
 
 type handedAnswer struct {
@@ -44,6 +54,7 @@ type handedAnswer struct {
 	Failures     int                `json:"failures,omitempty"`
 	LastFailure  string             `json:"lastFailure,omitempty"`
 	FailedAt     time.Time          `json:"failedAt,omitzero"`
+	KeptUntil    time.Time          `json:"keptUntil,omitzero"` // by the kubelet
 }
 
 type handedCredential struct {
@@ -93,6 +104,10 @@ func (c *Cache) snapshot() handOver {
 			h.Answers = append(h.Answers, i.handed())
 		}
 	}
+	for _, i := range c.owed.items {
+		lease, _ := i.lease.open(0)
+		h.Leases = append(h.Leases, handedLease{Fingerprint: i.ask.fingerprint, Provider: i.ask.provider, Lease: []byte(lease), Due: i.due})
+	}
 	return h
 }
 
@@ -108,7 +123,7 @@ func (i *item) handed() handedAnswer {
 	h := handedAnswer{
 		handedAsk: i.ask.handed(), RegistryWide: a.registryWide, Duration: a.duration, Lease: []byte(a.lease()), Token: string(a.token()), TokenExpires: a.tokenExpires,
 		Obtained: a.obtained, Fresh: a.fresh, Good: a.good, LastUsed: a.lastUsed, Wanted: a.wanted, Renewal: a.renewal, Lapsed: a.lapsed,
-		Failures: a.failures, LastFailure: a.lastFailure, FailedAt: a.failedAt,
+		Failures: a.failures, LastFailure: a.lastFailure, FailedAt: a.failedAt, KeptUntil: a.until,
 	}
 	answer, _ := a.answer()
 	for _, from := range answer.Credentials {
@@ -156,11 +171,26 @@ func (c *Cache) Import(r io.Reader, providers []*config.Provider) (int, error) {
 		if !ok || !from.sound(now) {
 			continue
 		}
-		c.store.put(from.item(a, now))
+		c.store.put(from.item(c, a, now))
 		n++
+	}
+	for _, from := range h.Leases {
+		c.takeLease(from, known)
 	}
 	c.arm()
 	return n, nil
+}
+
+// takeLease takes in a lease that is yet to be revoked. A provider that has been removed is asked as it was.
+func (c *Cache) takeLease(from handedLease, known map[string]*config.Provider) {
+	provider := cmp.Or(known[from.Fingerprint], from.Provider)
+	if provider == nil || provider.Name == "" || len(from.Lease) == 0 || from.Due.IsZero() {
+		return
+	}
+	id := c.key.digest("lease", from.Fingerprint, string(from.Lease))
+	if c.store.leases[id] == nil {
+		c.owed.put(&item{key: itemKey{leaseItem, id}, ask: ask{provider: provider, fingerprint: from.Fingerprint}, due: from.Due, lease: seal(secret.Secret(from.Lease))})
+	}
 }
 
 // taken makes a question of what was handed over, where it is one of a known provider.
@@ -185,7 +215,7 @@ func (h *handedAnswer) sound(now time.Time) bool {
 	return now.Before(h.Good) && !h.Good.Before(h.Fresh) && h.Fresh.After(h.Obtained) && (h.Identity.Expires.IsZero() || !h.Good.After(h.Identity.Expires))
 }
 
-func (h *handedAnswer) item(a ask, now time.Time) *item {
+func (h *handedAnswer) item(c *Cache, a ask, now time.Time) *item {
 	answer := broker.Answer{RegistryWide: h.RegistryWide, CacheDuration: h.Duration, Lease: secret.Secret(h.Lease)}
 	for _, from := range h.Credentials {
 		answer.Credentials = append(answer.Credentials, broker.Credential{Key: from.Key, Username: from.Username, Password: secret.Secret(from.Password), Expires: from.Expires})
@@ -193,8 +223,12 @@ func (h *handedAnswer) item(a ask, now time.Time) *item {
 	i := &item{key: itemKey{answerItem, a.one}, ask: a, answer: &keptAnswer{
 		stored: store(answer, secret.Secret(h.Token)), life: life{obtained: h.Obtained, fresh: h.Fresh, good: h.Good},
 		lastUsed: h.LastUsed, wanted: h.Wanted, renewal: h.Renewal, lapsed: h.Lapsed, tokenExpires: h.TokenExpires,
-		failures: h.Failures, lastFailure: h.LastFailure, failedAt: h.FailedAt,
+		failures: h.Failures, lastFailure: h.LastFailure, failedAt: h.FailedAt, loan: c.loanOf(&a, answer, h.Obtained),
 	}}
+	i.answer.until = latest(h.KeptUntil, h.LastUsed)
+	if h.KeptUntil.IsZero() { // of a version that did not say it
+		i.answer.until = i.answer.keepable
+	}
 	if h.RegistryWide {
 		i.key.digest = a.all
 	}

@@ -23,19 +23,23 @@ import (
 )
 
 // Whatever happens, in whatever order: an answer that the cache gives is the one that the source would give to this very request, it has not outlived its credentials or the token that it was made with, and a
-// request is failed only by a source that has failed just now. The source says in each password for whom it was made, and in each user name when.
+// request is failed only by a source that has failed just now. The source says in each password for whom it was made, and in each user name when. And nothing is revoked that a pull may be using, nor anything that is
+// handed on.
 func TestNothingEverCrosses(t *testing.T) {
 	seeds, steps := uint64(60), 120
 	if testing.Short() {
 		seeds = 10
 	}
 	var happened ProviderStats
+	revoked := 0
 	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, seed, &happened)
+				w.revoked = &revoked
 				defer func() {
 					w.count()
+					w.ending = true
 					w.cache.Close(t.Context())
 				}()
 				for range steps {
@@ -48,7 +52,7 @@ func TestNothingEverCrosses(t *testing.T) {
 		})
 	}
 	t.Logf("in all: %+v", happened)
-	if happened.Hits == 0 || happened.Stale == 0 || happened.Shared == 0 || happened.Remembered == 0 || happened.Renewals == 0 || happened.RenewalFailures == 0 || happened.Evictions == 0 {
+	if revoked == 0 || happened.Hits == 0 || happened.Stale == 0 || happened.Shared == 0 || happened.Remembered == 0 || happened.Renewals == 0 || happened.RenewalFailures == 0 || happened.Evictions == 0 {
 		t.Error("something never happened, so nothing was found out about it")
 	}
 }
@@ -63,9 +67,14 @@ type world struct {
 	former    []*config.Provider // of configurations that are no more
 	tokens    []secret.Secret
 
-	mu     sync.Mutex
-	phase  map[string]phase     // by provider's name
-	failed map[string]time.Time // when it last failed
+	mu      sync.Mutex
+	phase   map[string]phase     // by provider's name
+	failed  map[string]time.Time // when it last failed
+	inUse   map[string]time.Time // by lease: until when the kubelet may keep what it came with
+	forgot  time.Time            // when an operator last had something forgotten
+	handed  bool                 // a successor is taking over
+	ending  bool
+	revoked *int
 }
 
 // count adds what has happened to a cache.
@@ -95,7 +104,7 @@ const (
 )
 
 func newWorld(t *testing.T, seed uint64, happened *ProviderStats) *world {
-	w := &world{T: t, happened: happened, random: rand.New(rand.NewPCG(seed, 7)), phase: make(map[string]phase), failed: make(map[string]time.Time)}
+	w := &world{T: t, happened: happened, random: rand.New(rand.NewPCG(seed, 7)), phase: make(map[string]phase), failed: make(map[string]time.Time), inUse: make(map[string]time.Time)}
 	w.cache = w.newCache()
 	for i := range 4 {
 		w.providers = append(w.providers, w.provider(fmt.Sprint("p", i)))
@@ -134,17 +143,22 @@ func (w *world) step() {
 		w.former = append(w.former, w.providers[i])
 		w.providers = slices.Clone(w.providers)
 		w.providers[i] = w.provider(w.providers[i].Name)
-		w.cache.Retain(w.providers)
+		w.cache.Retain(w.providers, nil)
 	case 1: // an operator forgets
 		n := w.random.IntN(3)
+		w.forgot = time.Now()
 		w.cache.Forget(func(h Held) bool { return (len(h.Name)+len(h.Identity))%3 == n })
+		synctest.Wait() // until that is revoked
 	case 2: // a successor takes over
 		var pipe bytes.Buffer
 		if err := w.cache.Export(&pipe); err != nil {
 			w.Fatal(err)
 		}
 		w.count()
+		w.handed = true
+		w.cache.HandedOn()
 		w.cache.Close(w.Context())
+		w.handed = false
 		w.cache = w.newCache()
 		if _, err := w.cache.Import(&pipe, w.providers); err != nil {
 			w.Fatal(err)
@@ -306,7 +320,20 @@ func (w *world) Renew(ctx context.Context, p *config.Provider, r broker.Request,
 }
 
 // Revoke implements Source.
-func (w *world) Revoke(context.Context, *config.Provider, secret.Secret) error { return nil }
+func (w *world) Revoke(_ context.Context, _ *config.Provider, lease secret.Secret) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch until := w.inUse[string(lease)].Add(pullMargin); {
+	case w.handed:
+		w.Error("a lease that is handed on was revoked")
+	case w.ending, w.forgot.Equal(time.Now()):
+	case time.Now().Before(until):
+		w.Errorf("%s was revoked %s too early", string(lease), time.Until(until))
+	default:
+		*w.revoked++
+	}
+	return nil
+}
 
 // check makes a request, and holds what it gets against the truth.
 func (w *world) check(p *config.Provider, r broker.Request) {
@@ -344,6 +371,10 @@ func (w *world) check(p *config.Provider, r broker.Request) {
 		}
 	}
 	before, after := w.merged(p, r, got, now), w.merged(p, r, want, now)
+	w.mu.Lock()
+	lease := string(want.Lease)
+	w.inUse[lease] = latest(w.inUse[lease], now.Add(before.CacheDuration))
+	w.mu.Unlock()
 	if before.CacheDuration > after.CacheDuration {
 		w.Errorf("may be kept for %s, a new one for %s", before.CacheDuration, after.CacheDuration)
 	}

@@ -20,6 +20,7 @@ const (
 	answerItem kind = iota
 	failureItem
 	scopeItem
+	leaseItem
 )
 
 // itemKey is under what something is remembered.
@@ -28,7 +29,7 @@ type itemKey struct {
 	digest
 }
 
-// item is one thing that the cache remembers: an answer, a failure or a registry's scope.
+// item is one thing that the cache remembers: an answer, a failure, a registry's scope, or a lease whose answer is gone.
 type item struct {
 	key  itemKey
 	ask  ask // without its token
@@ -44,6 +45,7 @@ type item struct {
 	answer  *keptAnswer
 	failure *keptFailure
 	scope   *keptScope
+	lease   *sealed
 }
 
 // keptAnswer is an answer with what is to become of it.
@@ -67,6 +69,14 @@ type keptAnswer struct {
 	failures    int // to renew it, in a row
 	lastFailure string
 	failedAt    time.Time
+
+	loan
+}
+
+// sharedLease is what several answers may have come with.
+type sharedLease struct {
+	answers int
+	until   time.Time // loan's, of those that are gone
 }
 
 // keptFailure is one that need not be found out again at once.
@@ -103,6 +113,8 @@ func (i *item) wipe() {
 		i.answer.secrets.wipe()
 	case i.failure != nil && i.failure.token != nil:
 		i.failure.token.wipe()
+	case i.lease != nil:
+		i.lease.wipe()
 	}
 }
 
@@ -134,6 +146,8 @@ func (i *item) measure() {
 		if i.failure.token != nil {
 			i.size += i.failure.token.size()
 		}
+	case i.lease != nil:
+		i.size += i.lease.size()
 	}
 }
 
@@ -146,6 +160,9 @@ type itemStore struct {
 	recency  list.List // of *item, most recently used first
 	schedule schedule
 	evicted  func(*item)
+	// leases are those that answers came with. released hears of an answer with one that is dropped, while its secrets are still there.
+	leases   map[digest]*sharedLease
+	released func(*item)
 }
 
 func (s *itemStore) get(key itemKey) *item { return s.items[key] }
@@ -163,6 +180,14 @@ func (s *itemStore) put(i *item) {
 	i.recency = s.recency.PushFront(i)
 	s.items[i.key] = i
 	s.bytes += i.size
+	if i.leased() {
+		shared := s.leases[i.answer.id]
+		if shared == nil {
+			shared = &sharedLease{}
+			s.leases[i.answer.id] = shared
+		}
+		shared.answers++
+	}
 	s.plan(i, i.due)
 	for len(s.items) > s.maxEntries || s.bytes > s.maxBytes {
 		last := s.recency.Back().Value.(*item) // the list holds nothing else
@@ -187,7 +212,21 @@ func (s *itemStore) drop(i *item) {
 	s.recency.Remove(i.recency)
 	s.plan(i, time.Time{})
 	s.bytes -= i.size
+	if i.leased() {
+		s.release(i)
+	}
 	i.wipe()
+}
+
+// release notes that an answer is gone with its share of a lease. The last one to go has been in use for as long as any of them.
+func (s *itemStore) release(i *item) {
+	shared := s.leases[i.answer.id]
+	shared.until = latest(shared.until, i.answer.until)
+	i.answer.until = shared.until
+	if shared.answers--; shared.answers == 0 {
+		delete(s.leases, i.answer.id)
+	}
+	s.released(i)
 }
 
 // plan says when an item is due: the zero time for never.

@@ -61,8 +61,8 @@ const startSlotGrace = 300 * time.Millisecond
 // Close kills what still runs, logs what the backends printed, and removes the files of this Caller. It waits for nothing.
 func (c *Caller) Close() error { return c.runtime.Close() }
 
-// Call implements broker.Caller: it finds the provider's backend, starts and configures it, asks it once, and kills it. The parts of the answer are "check" (the
-// backend's file), "start", "configure" and "ask".
+// Call implements broker.Caller: it finds the provider's backend, starts and configures it, asks it once, lets it put away what it holds if its answer says that it does, and kills it. The parts of the answer
+// are "check" (the backend's file), "start", "configure" and "ask", and "close" where the answer had to wait for that.
 func (c *Caller) Call(ctx context.Context, provider *config.Provider, request broker.Request) (broker.Answer, error) {
 	parts := &parts{began: time.Now()}
 	response, err := c.ask(ctx, provider, request, parts)
@@ -102,14 +102,28 @@ func (c *Caller) ask(ctx context.Context, provider *config.Provider, request bro
 	began := time.Now()
 	response, err := process.GetCredentials(ctx, questionOf(request))
 	parts.addCall("ask", began, time.Since(began), response.GetSpans())
+	if response.GetWantsClose() {
+		// The kubelet waits for this process to end, so that nothing is won by writing the answer first.
+		defer parts.start("close")()
+		c.close(ctx, provider, path, process)
+	}
 	return response, err
 }
 
+// close lets a backend put away what it holds, for as long as whoever waits for its answer can be kept waiting. What comes of it changes nothing in that answer.
+func (c *Caller) close(ctx context.Context, provider *config.Provider, path string, process *plugin.Process) {
+	ctx, cancel := context.WithTimeout(ctx, backendv1.ShortCloseTimeout)
+	defer cancel()
+	if err := process.Close(ctx); err != nil {
+		c.didNotClose(provider, path, err)
+	}
+}
+
 // Validate lets the provider's backend judge the provider's settings, without the network. It returns every problem, those of a setting with its path
-// ("config.auth.role: …").
+// ("config.auth.role: …"). A backend that may not use the network has nothing to put away, and is not asked to.
 func (c *Caller) Validate(ctx context.Context, provider *config.Provider) []error {
 	parts := &parts{began: time.Now()}
-	process, err := c.findAndStart(ctx, provider, parts)
+	_, process, err := c.findAndStart(ctx, provider, parts)
 	if err != nil {
 		return []error{explain(ctx, parts.began, err)}
 	}
@@ -124,7 +138,7 @@ func (c *Caller) Validate(ctx context.Context, provider *config.Provider) []erro
 // Check lets the provider's backend find out whether it could do its job now; the error says why not. Checked is false where the backend has no such check.
 func (c *Caller) Check(ctx context.Context, provider *config.Provider, request broker.Request) (checked bool, err error) {
 	parts := &parts{began: time.Now()}
-	process, err := c.findAndStart(ctx, provider, parts, string(request.Token))
+	path, process, err := c.findAndStart(ctx, provider, parts, string(request.Token))
 	if err != nil {
 		return false, explain(ctx, parts.began, err)
 	}
@@ -138,6 +152,9 @@ func (c *Caller) Check(ctx context.Context, provider *config.Provider, request b
 	}
 	if !slices.Contains(about.GetFeatures(), backendv1.Feature_FEATURE_CHECK) {
 		return false, nil
+	}
+	if slices.Contains(about.GetFeatures(), backendv1.Feature_FEATURE_CLOSE) {
+		defer c.close(ctx, provider, path, process) // a check logs in too
 	}
 	question := &backendv1.CheckRequest{Image: request.Image, ServiceAccountAnnotations: request.Annotations}
 	if request.Token != "" {

@@ -99,6 +99,9 @@ func (b *backend) Describe(context.Context, *backendv1.DescribeRequest) (*backen
 	if b.mode != "uncheckable" {
 		about.Features = []backendv1.Feature{77, backendv1.Feature_FEATURE_CHECK}
 	}
+	if strings.HasPrefix(b.mode, "closes") {
+		about.Features = append(about.Features, backendv1.Feature_FEATURE_CLOSE)
+	}
 	return about, nil
 }
 
@@ -112,6 +115,12 @@ func (b *backend) Configure(_ context.Context, r *backendv1.ConfigureRequest) (*
 
 func (b *backend) GetCredentials(_ context.Context, r *backendv1.GetCredentialsRequest) (*backendv1.GetCredentialsResponse, error) {
 	switch b.mode {
+	case "closes", "closes badly", "closes never":
+		return &backendv1.GetCredentialsResponse{WantsClose: true, Credentials: []*backendv1.Credential{{Key: "registry.example", Username: "u", Password: "p"}}}, nil
+	case "closes, and refuses":
+		return &backendv1.GetCredentialsResponse{WantsClose: true, Error: &backendv1.Error{Kind: backendv1.Error_KIND_REFUSED, Message: "access denied"}}, nil
+	case "closes, and does not say so":
+		return &backendv1.GetCredentialsResponse{Credentials: []*backendv1.Credential{{Key: "registry.example", Username: "u", Password: "p"}}}, nil
 	case "none":
 		return &backendv1.GetCredentialsResponse{}, nil
 	case "refuses":
@@ -186,6 +195,17 @@ func (b *backend) Check(ctx context.Context, r *backendv1.CheckRequest) (*backen
 		return &backendv1.CheckResponse{}, nil
 	}
 	return &backendv1.CheckResponse{Error: &backendv1.Error{Kind: backendv1.Error_KIND_MISCONFIGURED, Field: "auth", Message: "no route to the login service"}}, nil
+}
+
+func (b *backend) Close(context.Context, *backendv1.CloseRequest) (*backendv1.CloseResponse, error) {
+	fmt.Fprintln(stderr, "asked to close")
+	switch b.mode {
+	case "closes badly":
+		return &backendv1.CloseResponse{Error: &backendv1.Error{Message: "the session is still there"}}, nil
+	case "closes never":
+		select {}
+	}
+	return &backendv1.CloseResponse{}, nil
 }
 
 type bench struct {
@@ -419,6 +439,88 @@ func TestACancelledContextIsNotATimeout(t *testing.T) {
 	_, err := newBench(t).Call(ctx, provider(t, "hangs"), broker.Request{Image: "registry.example/app"})
 	if !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "within") {
 		t.Errorf("error %v, want one of context.Canceled", err)
+	}
+}
+
+func TestABackendThatWantsItIsClosedAfterItsAnswer(t *testing.T) {
+	const notInOrder = `msg="the backend did not end in good order, and was killed" provider=p backend=`
+	for name, tt := range map[string]struct {
+		mode   string
+		closed bool
+		steps  string // the last one
+		kind   broker.Kind
+		log    string
+		least  time.Duration // that it takes
+	}{
+		"it says so":                {mode: "closes", closed: true, steps: "close"},
+		"it says so with a failure": {mode: "closes, and refuses", closed: true, steps: "close", kind: broker.Refused},
+		"it does not say so":        {mode: "closes, and does not say so", steps: "ask"},
+		"it has nothing to close":   {mode: "good", steps: "ask: late"},
+		"it cannot":                 {mode: "closes badly", closed: true, steps: "close", log: "the session is still there"},
+		"it never comes to an end":  {mode: "closes never", closed: true, steps: "close", log: "did not close in time", least: backendv1.ShortCloseTimeout},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			began := time.Now()
+			answer, err := b.Call(ctx(t), provider(t, tt.mode), broker.Request{Image: "registry.example/app"})
+			took := time.Since(began)
+			switch {
+			case tt.kind != 0 && broker.KindOf(err) != tt.kind, tt.kind == 0 && err != nil:
+				t.Error(err)
+			case err == nil && len(answer.Credentials) == 0:
+				t.Error("the answer has no credentials")
+			}
+			if last := answer.Parts[len(answer.Parts)-1].Name; last != tt.steps {
+				t.Errorf("the last step is %q, want %q", last, tt.steps)
+			}
+			if took < tt.least {
+				t.Errorf("it took %s, want %s at least", took, tt.least)
+			}
+			if err := b.Close(); err != nil {
+				t.Error(err)
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			log := b.log.String()
+			if strings.Contains(log, "asked to close") != tt.closed {
+				t.Errorf("closed: %t, want %t", !tt.closed, tt.closed)
+			}
+			if strings.Contains(log, notInOrder) != (tt.log != "") || !strings.Contains(log, tt.log) {
+				t.Errorf("log, which is to have %q:\n%s", tt.log, log)
+			}
+		})
+	}
+}
+
+func TestACloseEndsWithTheRequest(t *testing.T) {
+	b := newBench(t)
+	p := provider(t, "closes never")
+	path, process, err := b.findAndStart(ctx(t), p, &parts{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer process.Stop()
+	request, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	b.Caller.close(request, p, path, process)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if log := b.log.String(); !strings.Contains(log, "given up before the backend could close") {
+		t.Error(log)
+	}
+}
+
+func TestACheckIsClosedToo(t *testing.T) {
+	for mode, want := range map[string]bool{"closes": true, "good": false} {
+		b := newBench(t)
+		if checked, err := b.Check(ctx(t), provider(t, mode), broker.Request{}); !checked || err != nil {
+			t.Errorf("%s: checked %t, %v", mode, checked, err)
+		}
+		b.mu.Lock()
+		if got := strings.Contains(b.log.String(), "asked to close"); got != want {
+			t.Errorf("%s: closed %t, want %t", mode, got, want)
+		}
+		b.mu.Unlock()
 	}
 }
 

@@ -3,6 +3,7 @@ package caller
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -19,13 +20,18 @@ type host struct {
 	backendDir string
 	environ    []string
 	runtime    *plugin.Runtime
+	logger     *slog.Logger
 }
 
 func newHost(o Options) host {
 	if o.Environ == nil {
 		o.Environ = os.Environ()
 	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
 	return host{
+		logger:     o.Logger,
 		backendDir: o.BackendDir,
 		environ:    o.Environ,
 		runtime:    plugin.NewRuntime(plugin.RuntimeOptions{Logger: o.Logger, Environ: o.Environ, BaseDirs: o.BaseDirs}),
@@ -56,12 +62,12 @@ func (h *host) start(ctx context.Context, provider *config.Provider, path string
 	})
 }
 
-func (h *host) findAndStart(ctx context.Context, provider *config.Provider, parts *parts, secrets ...string) (*plugin.Process, error) {
-	path, err := h.find(provider.Backend)
-	if err != nil {
-		return nil, err
+func (h *host) findAndStart(ctx context.Context, provider *config.Provider, parts *parts, secrets ...string) (path string, process *plugin.Process, err error) {
+	if path, err = h.find(provider.Backend); err != nil {
+		return "", nil, err
 	}
-	return h.start(ctx, provider, path, parts, secrets...)
+	process, err = h.start(ctx, provider, path, parts, secrets...)
+	return path, process, err
 }
 
 // configure hands a process its settings. The error holds every problem that it has with them.
@@ -82,6 +88,11 @@ func configure(ctx context.Context, process interface {
 	default:
 		return &list{errs}
 	}
+}
+
+// didNotClose is for a backend that was asked to end in good order and did not.
+func (h *host) didNotClose(provider *config.Provider, path string, err error) {
+	h.logger.Warn("the backend did not end in good order, and was killed", "provider", provider.Name, "backend", path, "reason", err.Error())
 }
 
 // questionOf is a request as the protocol has it.

@@ -224,7 +224,7 @@ func (in *instance) close() {
 		err = in.process.Close(ctx)
 	}
 	if err != nil {
-		s.keeper.logger.Warn("the backend did not end in good order, and was killed", "provider", s.provider.Name, "backend", in.file.path, "reason", err.Error())
+		s.keeper.didNotClose(s.provider, in.file.path, err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -49,7 +48,6 @@ type Keeper struct {
 	healthInterval time.Duration
 	now            func() time.Time
 	random         func() float64
-	logger         *slog.Logger
 	// launch starts and configures a process; a test puts another in its place.
 	launch func(ctx context.Context, provider *config.Provider, path string, steps *parts) (process, error)
 	// stat is os.Stat; a test puts another in its place.
@@ -72,7 +70,7 @@ var _ broker.Caller = (*Keeper)(nil)
 // NewKeeper makes a Keeper. It does not touch the disk.
 func NewKeeper(o KeeperOptions) *Keeper {
 	k := &Keeper{
-		host: newHost(o.Options), idleTimeout: o.IdleTimeout, healthInterval: o.HealthInterval, now: o.Now, random: o.Random, logger: o.Logger,
+		host: newHost(o.Options), idleTimeout: o.IdleTimeout, healthInterval: o.HealthInterval, now: o.Now, random: o.Random,
 		stat: os.Stat, kept: map[string]*kept{}, quiet: make(chan struct{}), alone: make(chan struct{}, max(2, 2*runtime.NumCPU())),
 	}
 	if k.idleTimeout == 0 {
@@ -86,9 +84,6 @@ func NewKeeper(o KeeperOptions) *Keeper {
 	}
 	if k.random == nil {
 		k.random = rand.Float64
-	}
-	if k.logger == nil {
-		k.logger = slog.Default()
 	}
 	k.launch = k.startAndConfigure
 	return k
@@ -138,7 +133,8 @@ func (k *Keeper) Renew(ctx context.Context, provider *config.Provider, request b
 	})
 }
 
-// Revoke has the provider's backend end what it lent with an answer of that lease. It is nil where the backend cannot do that, or has nothing to do.
+// Revoke has the provider's backend end what it lent with an answer of that lease. It is nil where the backend cannot do that, or has nothing to do. The process of a provider that is not retained any more
+// is started once more for it, and ends with it.
 func (k *Keeper) Revoke(ctx context.Context, provider *config.Provider, lease secret.Secret) error {
 	if lease == "" {
 		return nil

@@ -822,6 +822,41 @@ func TestRetainStopsTheOthersWhenTheirCallsAreDone(t *testing.T) {
 	})
 }
 
+func TestWhatAProviderThatIsGoneLentIsRevokedByAProcessThatEndsThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newStage(t, KeeperOptions{}, always(func() *actor {
+			return &actor{features: []backendv1.Feature{backendv1.Feature_FEATURE_REVOKE, backendv1.Feature_FEATURE_CLOSE}, revoke: func(string) error { return nil }}
+		}))
+		var launched []string
+		launch := st.launch
+		st.launch = func(ctx context.Context, provider *config.Provider, path string, steps *parts) (process, error) {
+			launched = append(launched, string(provider.Config))
+			return launch(ctx, provider, path, steps)
+		}
+		before, after := st.provider(), st.provider()
+		before.Config, after.Config = []byte(`{"old":true}`), []byte(`{"new":true}`)
+		if _, err := st.askWithin(t.Context(), time.Minute, before); err != nil {
+			t.Fatal(err)
+		}
+		st.Retain([]*config.Provider{after})
+		synctest.Wait()
+		if err := st.Revoke(t.Context(), before, "l"); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"describe", "revoke l", "flush", "close", "stop"}, st.actor(2).seen()); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{`{"old":true}`, `{"old":true}`}, launched); diff != "" {
+			t.Error(diff)
+		}
+		if status := st.Status(); len(status) != 0 {
+			t.Errorf("left: %+v", status)
+		}
+		st.end(t)
+	})
+}
+
 func TestReplaceStartsAnewAtOnceAndLetsCallsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		st := newStage(t, KeeperOptions{}, func(context.Context, int) (*actor, error) {

@@ -497,14 +497,18 @@ type GetCredentialsResponse struct {
 	// How long this answer may be reused, where the backend knows better than the credentials' expiry says. Zero: not at all. Absent: until a
 	// credential expires, or for the provider's defaultCacheDuration where none says when.
 	CacheDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=cache_duration,json=cacheDuration,proto3" json:"cache_duration,omitempty"`
-	// Set: the backend failed, and everything else in this message but the spans is ignored.
+	// Set: the backend failed, and everything else in this message but the spans and wants_close is ignored.
 	Error *Error `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	// What Renew and Revoke need to know this answer again, also in another process of this provider: opaque to the broker, which hands it
 	// back and to nobody else. At most 16 KiB; a longer one makes the answer a broken one. Empty: there is nothing to renew or to revoke.
 	Lease []byte `protobuf:"bytes,5,opt,name=lease,proto3" json:"lease,omitempty"`
 	// The steps of the backend's work for this answer, for people who look for the slow one and for traces. At most 100; further ones are
 	// dropped.
-	Spans         []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
+	Spans []*Span `protobuf:"bytes,6,rep,name=spans,proto3" json:"spans,omitempty"`
+	// The backend has something to put away, a login say: a broker that started it for this answer alone calls Close before it kills it, which
+	// it does not do otherwise. It has a second for that, and no longer than the request has, which waits meanwhile. A broker that keeps
+	// the process pays no attention.
+	WantsClose    bool `protobuf:"varint,7,opt,name=wants_close,json=wantsClose,proto3" json:"wants_close,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +583,13 @@ func (x *GetCredentialsResponse) GetSpans() []*Span {
 		return x.Spans
 	}
 	return nil
+}
+
+func (x *GetCredentialsResponse) GetWantsClose() bool {
+	if x != nil {
+		return x.WantsClose
+	}
+	return false
 }
 
 // Span is a step of the backend's work for one answer.
@@ -879,7 +890,7 @@ func (x *RenewRequest) GetLease() []byte {
 
 type RevokeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lease of the answer that was forgotten.
+	// The lease of the answer that lent it.
 	Lease         []byte `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1134,14 +1145,16 @@ const file_backend_v1_backend_proto_rawDesc = "" +
 	"\x1eServiceAccountAnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x18\n" +
-	"\x16_service_account_token\"\xed\x02\n" +
+	"\x16_service_account_token\"\x8e\x03\n" +
 	"\x16GetCredentialsResponse\x12I\n" +
 	"\vcredentials\x18\x01 \x03(\v2'.credentialbroker.backend.v1.CredentialR\vcredentials\x128\n" +
 	"\x05scope\x18\x02 \x01(\x0e2\".credentialbroker.backend.v1.ScopeR\x05scope\x12@\n" +
 	"\x0ecache_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rcacheDuration\x128\n" +
 	"\x05error\x18\x04 \x01(\v2\".credentialbroker.backend.v1.ErrorR\x05error\x12\x19\n" +
 	"\x05lease\x18\x05 \x01(\fB\x03\x80\x01\x01R\x05lease\x127\n" +
-	"\x05spans\x18\x06 \x03(\v2!.credentialbroker.backend.v1.SpanR\x05spans\"z\n" +
+	"\x05spans\x18\x06 \x03(\v2!.credentialbroker.backend.v1.SpanR\x05spans\x12\x1f\n" +
+	"\vwants_close\x18\a \x01(\bR\n" +
+	"wantsClose\"z\n" +
 	"\x04Span\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12/\n" +
 	"\x05start\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05start\x12-\n" +

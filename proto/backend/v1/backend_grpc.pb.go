@@ -71,13 +71,16 @@ type BackendClient interface {
 	// where that costs less than starting anew. Only called if the backend has FEATURE_RENEW, and only for an answer with a lease. The gRPC
 	// status UNIMPLEMENTED says that there is nothing to renew, and is no failure: the broker then asks GetCredentials.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*GetCredentialsResponse, error)
-	// Revoke ends what an answer lent, a Vault lease say, because an operator had the answer forgotten. Only called if the backend has
-	// FEATURE_REVOKE, and only for an answer with a lease. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no
-	// failure; nor is it one to revoke what has ended already.
+	// Revoke ends what an answer lent, a Vault lease say: an operator had the answer forgotten, or a broker that kept it keeps it no more and
+	// nobody can be using it any longer, or that broker ends. It may come to a process that has answered nothing. Only called if the backend
+	// has FEATURE_REVOKE, and only for an answer with a lease, but not for one in whose place Renew has given another: what becomes of that
+	// is the backend's affair. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no failure; nor is it one to
+	// revoke what has ended already.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	// Close says that the broker is about to end this process in good order: nothing is asked any more, and calls under way are given up.
-	// Only called if the backend has FEATURE_CLOSE, for a bounded time, and never to be relied on: the process is killed afterwards, as one
-	// is that was not asked. The gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
+	// Only called if the backend has FEATURE_CLOSE or an answer of this process says wants_close, for a bounded time, and never to be relied on:
+	// the process is killed afterwards, as one is that was not asked. What an answer lent is not put away with the rest: it is in use. The
+	// gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
 	Close(ctx context.Context, in *CloseRequest, opts ...grpc.CallOption) (*CloseResponse, error)
 }
 
@@ -179,13 +182,16 @@ type BackendServer interface {
 	// where that costs less than starting anew. Only called if the backend has FEATURE_RENEW, and only for an answer with a lease. The gRPC
 	// status UNIMPLEMENTED says that there is nothing to renew, and is no failure: the broker then asks GetCredentials.
 	Renew(context.Context, *RenewRequest) (*GetCredentialsResponse, error)
-	// Revoke ends what an answer lent, a Vault lease say, because an operator had the answer forgotten. Only called if the backend has
-	// FEATURE_REVOKE, and only for an answer with a lease. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no
-	// failure; nor is it one to revoke what has ended already.
+	// Revoke ends what an answer lent, a Vault lease say: an operator had the answer forgotten, or a broker that kept it keeps it no more and
+	// nobody can be using it any longer, or that broker ends. It may come to a process that has answered nothing. Only called if the backend
+	// has FEATURE_REVOKE, and only for an answer with a lease, but not for one in whose place Renew has given another: what becomes of that
+	// is the backend's affair. The gRPC status UNIMPLEMENTED says that there is nothing to revoke, and is no failure; nor is it one to
+	// revoke what has ended already.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	// Close says that the broker is about to end this process in good order: nothing is asked any more, and calls under way are given up.
-	// Only called if the backend has FEATURE_CLOSE, for a bounded time, and never to be relied on: the process is killed afterwards, as one
-	// is that was not asked. The gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
+	// Only called if the backend has FEATURE_CLOSE or an answer of this process says wants_close, for a bounded time, and never to be relied on:
+	// the process is killed afterwards, as one is that was not asked. What an answer lent is not put away with the rest: it is in use. The
+	// gRPC status UNIMPLEMENTED says that there is nothing to close, and is no failure.
 	Close(context.Context, *CloseRequest) (*CloseResponse, error)
 	mustEmbedUnimplementedBackendServer()
 }

@@ -27,8 +27,11 @@ const (
 	MaxSpans = 100
 )
 
-// CloseTimeout is how long a backend may take to answer Close before it is killed.
-const CloseTimeout = 5 * time.Second
+// CloseTimeout is how long a backend may take to answer Close before it is killed, and ShortCloseTimeout how long one that was started for a single answer may, since the pull waits for it.
+const (
+	CloseTimeout      = 5 * time.Second
+	ShortCloseTimeout = time.Second
+)
 
 // Handshake tells a program that it was started as a backend. The cookie is no secret: it only keeps a person who runs a backend by hand from
 // waiting for an answer.
