@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/credential-broker/credential-broker/test/cloud"
 	"github.com/credential-broker/credential-broker/test/kubelet/internal/behaviour"
 	"github.com/credential-broker/credential-broker/test/vaultserver"
 )
@@ -74,6 +75,13 @@ func newVaultWorld(t *testing.T) *vaultWorld {
 		t.Fatal(err)
 	}
 	return newWorld(t).withVault(s)
+}
+
+// newVaultOfACloud has a server of its own, which asks the clouds that the world has.
+func newVaultOfACloud(t *testing.T) *vaultWorld {
+	t.Helper()
+	w := newWorld(t)
+	return w.withVault(vaultserver.New(t, vaultserver.Options{Cloud: w.Cloud}))
 }
 
 func (w *world) withVault(s *vaultserver.Server) *vaultWorld {
@@ -424,6 +432,56 @@ var vaultRows = []vaultRow{
 	}, pod{}, []string{"none of the 2 secrets for the image can be used", "there is no such secret: `vault kv put"}},
 }
 
+const (
+	vaultGoogle  = "node@images.iam.gserviceaccount.com"
+	vaultProject = "images"
+)
+
+// vaultCloudRows is the table of logins for which Vault asks a cloud.
+var vaultCloudRows = []vaultRow{
+	{"AWS, keys of the environment", func(v *vaultWorld) {
+		v.env = append(v.AddUser(ecrUser).Environ(), "AWS_REGION=eu-west-1")
+		v.vault.AWS(v.called("aws"), "puller", v.unless(ecrUser, ecrNode), []string{v.reader})
+		v.login("aws", object{"role": "puller"})
+	}, pod{}, []string{"login to Vault at https://127.0.0.1:", "by auth/aws-", `role \"puller\"`}},
+
+	{"AWS, the instance", func(v *vaultWorld) {
+		v.AddRole(cloud.Role{ARN: ecrNode})
+		v.env = proxied(v.Instance(ecrNode).Environ())
+		v.vault.AWS(v.called("aws"), "puller", ecrNode, []string{v.reader})
+		v.vault.AWSClient(v.called("aws"), object{"iam_server_id_header_value": "vault.example.com"})
+		v.login("aws", object{"role": "puller", "aws": object{"serverID": v.unless("vault.example.com", "vault.example.org")}})
+	}, pod{}, []string{"by auth/aws-"}},
+
+	{"Google, the instance", func(v *vaultWorld) {
+		v.env = proxied(v.GoogleInstance(cloud.ServiceAccount{Email: vaultGoogle}).Environ())
+		v.vault.GCP(v.called("gcp"), "puller", "gce", v.unless(vaultProject, "others"), []string{v.reader}, nil)
+		v.login("gcp", object{"role": "puller"})
+	}, pod{}, []string{"by auth/gcp-"}},
+
+	{"Google, a key", func(v *vaultWorld) {
+		v.AddServiceAccount(cloud.ServiceAccount{Email: vaultGoogle})
+		v.vault.GCP(v.called("gcp"), "puller", "iam", vaultProject, []string{v.reader}, object{"bound_service_accounts": []string{v.unless(vaultGoogle, "somebody@images.iam.gserviceaccount.com")}})
+		v.login("gcp", object{"role": "puller", "gcp": object{"type": "iam", "credentialsFile": v.file("key.json", string(v.ServiceAccountKeyFile(vaultGoogle)), 0o600)}})
+	}, pod{}, []string{"by auth/gcp-"}},
+
+	{"Azure, the machine", func(v *vaultWorld) {
+		tenant := v.AddEntraTenant(cloud.EntraTenant{}).ID
+		m := v.AzureInstanceIn(tenant, cloud.ManagedIdentity{System: true})
+		v.env = proxied(m.Environ())
+		v.vault.Azure(v.called("azure"), "puller", tenant, []string{v.reader}, object{"bound_subscription_ids": []string{m.Compute().SubscriptionID}, "bound_locations": []string{v.unless("westeurope", "eastus")}})
+		v.login("azure", object{"role": "puller"})
+	}, pod{}, []string{"by auth/azure-"}},
+
+	{"Azure, a managed identity by itself", func(v *vaultWorld) {
+		tenant := v.AddEntraTenant(cloud.EntraTenant{}).ID
+		m := v.AzureInstanceIn(tenant, cloud.ManagedIdentity{System: true}, cloud.ManagedIdentity{})
+		v.env = proxied(m.Environ())
+		v.vault.Azure(v.called("azure"), "puller", tenant, []string{v.reader}, object{"bound_service_principal_ids": []string{m.Identities()[1].ObjectID}})
+		v.login("azure", object{"role": "puller", "azure": object{"clientID": v.unless(m.Identities()[1].ClientID, m.Identities()[0].ClientID)}})
+	}, pod{}, []string{"by auth/azure-"}},
+}
+
 // socket is a path for one, which may not be long.
 func (v *vaultWorld) socket() string {
 	dir, err := os.MkdirTemp("", "va-")
@@ -472,6 +530,12 @@ func TestVaultIdentities(t *testing.T) {
 			newVaultWorld(t).accepted(r)
 		})
 	}
+	for _, r := range vaultCloudRows {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			newVaultOfACloud(t).accepted(r)
+		})
+	}
 }
 
 func (v *vaultWorld) accepted(r vaultRow) {
@@ -510,6 +574,14 @@ func TestVaultIdentitiesRefused(t *testing.T) {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
 			v := newVaultWorld(t)
+			v.refuse = true
+			v.refused(r)
+		})
+	}
+	for _, r := range vaultCloudRows {
+		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
+			v := newVaultOfACloud(t)
 			v.refuse = true
 			v.refused(r)
 		})
