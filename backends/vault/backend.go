@@ -74,6 +74,19 @@ const defaultAudience = "vault"
 // broker is yet to ask; the first request waits for it. What fails here fails there.
 func (b *Backend) Prepare() { b.server.prepare() }
 
+// Serving is the backend as it is served: one that never logs in has nothing to put away in the end, and is no backends.Closer.
+func (b *Backend) Serving() backends.Backend {
+	if b.cfg.Auth.logsIn() {
+		return b
+	}
+	return struct {
+		backends.Backend
+		backends.Checker
+		backends.Renewer
+		backends.Revoker
+	}{b, b, b, b}
+}
+
 // Credentials answers for one image.
 func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backends.Response, error) {
 	return b.answer(ctx, req, nil)

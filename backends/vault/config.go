@@ -146,7 +146,7 @@ const (
 )
 
 // webSources has AWS's tokens too.
-var webSources = webidentity.Sources{AWS: awsprogram.New}
+var webSources = webidentity.Sources{AWS: awsprogram.New, At: "auth.webIdentity"}
 
 // problems collects those of settings.
 type problems []error
@@ -339,6 +339,9 @@ func (a *Auth) settingsOfOthers(field string, p *problems) {
 func (a *Auth) pods() bool {
 	return (a.Method == MethodKubernetes || a.Method == MethodJWT) && a.PodIdentity != PodIdentityOff
 }
+
+// logsIn says whether there are logins at all: a token of the settings is none, and an agent has its own.
+func (a *Auth) logsIn() bool { return a.Method != MethodToken && a.Method != MethodNone }
 
 // node says whether the node can log in.
 func (a *Auth) node() bool {

@@ -22,11 +22,11 @@ type login struct {
 	// ours: it was got here, and can be revoked.
 	ours, batch bool
 
-	mu     sync.Mutex
-	users  int
-	retire bool // nobody begins to use it any more
-	leased bool // a lease hangs on it
-	dead   bool // Vault does not know it any more
+	mu      sync.Mutex
+	users   int
+	retired bool // nobody begins to use it any more
+	leased  bool // a lease hangs on it
+	dead    bool // Vault does not know it any more
 }
 
 // longest is how long a login is used that does not end by itself, and longestOfPod how long a pod's is: most pods pull within minutes of their start.
@@ -47,7 +47,7 @@ func (l *login) keptUntil() time.Time {
 func (l *login) enter() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.retire || l.leased {
+	if l.retired || l.leased {
 		return false
 	}
 	l.users++
@@ -58,7 +58,7 @@ func (l *login) enter() bool {
 func (l *login) claim() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.users != 1 || l.retire || l.leased {
+	if l.users != 1 || l.retired || l.leased {
 		return false
 	}
 	l.leased = true
@@ -69,7 +69,7 @@ func (l *login) claim() bool {
 func (l *login) unclaim() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leased, l.retire = false, true
+	l.leased, l.retired = false, true
 }
 
 // leave ends the use of a login.
@@ -84,7 +84,7 @@ func (b *Backend) leave(l *login) {
 func (b *Backend) retire(l *login) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.retire = true
+	l.retired = true
 	b.giveBackLocked(l)
 }
 
@@ -93,11 +93,11 @@ func (b *Backend) bury(w who, l *login) {
 	b.logins.Forget(w.key())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.retire, l.dead = true, true
+	l.retired, l.dead = true, true
 }
 
 func (b *Backend) giveBackLocked(l *login) {
-	if !l.retire || l.users > 0 || l.leased || l.dead || !l.ours || l.batch {
+	if !l.retired || l.users > 0 || l.leased || l.dead || !l.ours || l.batch {
 		return
 	}
 	l.dead = true

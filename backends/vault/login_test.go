@@ -196,3 +196,22 @@ func TestALoginIsUsedForHalfOfItsLife(t *testing.T) {
 		t.Errorf("%d logins, %d revoked: %q", logins, revoked, r.asked())
 	}
 }
+
+// TestWhoHasNothingToPutAway is no Closer, so that no pull waits for that.
+func TestWhoHasNothingToPutAway(t *testing.T) {
+	r := use(t)
+	path, appRole := r.kv()
+	for _, test := range []struct {
+		auth Auth
+		want bool
+	}{{appRole, true}, {Auth{TokenFile: r.file("hvs.x")}, false}, {Auth{Method: MethodNone}, false}} {
+		served := r.backend(Config{Auth: test.auth, Secrets: []Secret{{Path: path}}}).Serving()
+		_, closes := served.(backends.Closer)
+		_, checks := served.(backends.Checker)
+		_, renews := served.(backends.Renewer)
+		_, revokes := served.(backends.Revoker)
+		if closes != test.want || !checks || !renews || !revokes {
+			t.Errorf("%s: closes %t, checks %t, renews %t, revokes %t", test.auth.Method, closes, checks, renews, revokes)
+		}
+	}
+}

@@ -17,6 +17,6 @@ func main() {
 			return nil, err
 		}
 		go b.Prepare()
-		return b, nil
+		return b.Serving(), nil
 	})
 }
