@@ -37,6 +37,7 @@ type loan struct {
 	Data map[string]any `json:"data"`
 
 	data    map[string]any // the same, or that of a secret without a lease
+	asked   time.Time      // for it, or for its renewal
 	expires time.Time      // zero: nobody says
 	refresh time.Duration  // when to read it again; zero: nobody says
 }
@@ -110,6 +111,13 @@ func (b *Backend) known(key string, old []loan) (loan, bool) {
 	}
 	return loan{}, false
 }
+
+// renewedFor is the share of its life for which whoever is to renew a loan finds that somebody has just done so: many answers have one loan, and each is renewed. It is short, since the broker renews a lease of a minute and a half
+// when a fifth of it is over, and never again if it does not get a longer one then.
+const renewedFor = 6
+
+// stale: a loan is renewed if a request wants that.
+func (l loan) stale(now time.Time) bool { return now.Sub(l.asked) > l.expires.Sub(l.asked)/renewedFor }
 
 // borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then the known one is renewed, if there is one and that is worth it.
 func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, known *loan) (loan, error) {
@@ -266,7 +274,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 	if err != nil || got == nil {
 		return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
 	}
-	l.expires = asked.Add(time.Duration(got.LeaseDuration) * time.Second)
+	l.asked, l.expires = asked, asked.Add(time.Duration(got.LeaseDuration)*time.Second)
 	if !ends.IsZero() && ends.Before(l.expires) {
 		l.expires = ends
 	}

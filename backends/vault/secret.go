@@ -94,6 +94,9 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
 	known, isKnown := b.known(key, old)
 	if isKnown { // so that it is no KV
+		if len(old) > 0 && known.stale(b.server.now()) {
+			b.loans.Forget(key)
+		}
 		return b.borrow(ctx, w, e, path, key, &known)
 	}
 	for {
@@ -221,7 +224,7 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 	if got == nil || got.Data == nil {
 		return loan{}, missing(doing, b.missingAdvice(m, path))
 	}
-	lent := loan{data: got.Data, LeaseID: got.LeaseID, Renewable: got.Renewable, Duration: got.LeaseDuration, Namespace: e.Namespace}
+	lent := loan{asked: asked, data: got.Data, LeaseID: got.LeaseID, Renewable: got.Renewable, Duration: got.LeaseDuration, Namespace: e.Namespace}
 	switch {
 	case m.engine == EngineOther && got.LeaseDuration > 0:
 		lent.expires = asked.Add(time.Duration(got.LeaseDuration) * time.Second)
