@@ -146,7 +146,7 @@ const (
 )
 
 // webSources has AWS's tokens too.
-var webSources = webidentity.Sources{AWS: awsprogram.New}
+var webSources = webidentity.Sources{AWS: awsprogram.New, At: "auth.webIdentity"}
 
 // problems collects those of settings.
 type problems []error

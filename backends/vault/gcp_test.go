@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"net/http"
@@ -316,6 +317,12 @@ func TestIAMKeys(t *testing.T) {
 	})
 }
 
+// signedClaims is an answer of Google's, unsigned: nobody looks at the signature before Vault does.
+func signedClaims(account, audience string) string {
+	part := base64.RawURLEncoding.EncodeToString
+	return `{"signedJwt":"` + part([]byte("{}")) + "." + part(claims(account, audience)) + "." + part([]byte(planted)) + `"}`
+}
+
 // TestIAMNotSigned: why Google has not signed, and what to do.
 func TestIAMNotSigned(t *testing.T) {
 	const api, server = "google-iam", "google-metadata"
@@ -347,12 +354,13 @@ func TestIAMNotSigned(t *testing.T) {
 			_, _ = g.metadata(t.Context(), "token")
 			c.RevokeAccessTokens()
 		}, no{backends.KindUnavailable, "", []string{"HTTP status 401", "the server may have kept one that was revoked"}}},
-		"refused":                    {fault(cloud.Fault{Service: api, Status: 400, Body: cloud.Sent}), no{backends.KindRefused, "", []string{signature + "HTTP status 400: it refuses"}}},
-		"busy":                       {fault(cloud.Fault{Service: api, Status: 429, Body: cloud.Sent}), no{backends.KindUnavailable, "", []string{"HTTP status 429: it is busy"}}},
-		"cut off":                    {fault(cloud.Fault{Service: api, Reset: true}), no{backends.KindUnavailable, "", []string{signature, "the way there has to be open"}}},
-		"an answer that is none":     {fault(cloud.Fault{Service: api, Status: 200, Body: planted}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
-		"an answer without a token":  {fault(cloud.Fault{Service: api, Status: 200, Body: `{"signedJwt":"` + planted + `"}`}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
-		"an answer for another role": {fault(cloud.Fault{Service: api, Status: 200, Body: `{"signedJwt":"e30.eyJhdWQiOiJodHRwOi8vdmF1bHQvb3RoZXIifQ.AAAA"}`}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
+		"refused":                       {fault(cloud.Fault{Service: api, Status: 400, Body: cloud.Sent}), no{backends.KindRefused, "", []string{signature + "HTTP status 400: it refuses"}}},
+		"busy":                          {fault(cloud.Fault{Service: api, Status: 429, Body: cloud.Sent}), no{backends.KindUnavailable, "", []string{"HTTP status 429: it is busy"}}},
+		"cut off":                       {fault(cloud.Fault{Service: api, Reset: true}), no{backends.KindUnavailable, "", []string{signature, "the way there has to be open"}}},
+		"an answer that is none":        {fault(cloud.Fault{Service: api, Status: 200, Body: planted}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
+		"an answer without a token":     {fault(cloud.Fault{Service: api, Status: 200, Body: `{"signedJwt":"` + planted + `"}`}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
+		"an answer for another role":    {fault(cloud.Fault{Service: api, Status: 200, Body: signedClaims(gcpPuller, "http://vault/other")}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
+		"an answer for another account": {fault(cloud.Fault{Service: api, Status: 200, Body: signedClaims(gcpNode, "http://vault/r")}), no{backends.KindUnavailable, "", []string{"none that Google documents"}}},
 		"a redirection": {func(c *cloud.Cloud, _ *cloud.GoogleInstance, _ *GCP) {
 			c.Fail(cloud.Fault{Service: api, Status: 307, Body: planted})
 		}, no{backends.KindRefused, "", []string{"HTTP status 307: it refuses"}}},

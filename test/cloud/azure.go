@@ -49,6 +49,7 @@ func (c *Cloud) AzureScaleSetInstance(tenantID, scaleSet string, ids ...ManagedI
 func (c *Cloud) azureInstance(tenantID, name, scaleSet string, ids []ManagedIdentity) *AzureInstance {
 	a := &AzureInstance{identities: c.addIdentities(tenantID, "Microsoft.Compute/virtualMachines/"+name, ids)}
 	a.compute = AzureCompute{SubscriptionID: a.subscription, ResourceGroupName: azureGroup, Name: name, ScaleSet: scaleSet, ResourceID: a.resource, Location: "westeurope", VMID: newUUID()}
+	c.addMachine(a)
 	a.url = c.mustListen("azure-metadata", a)
 	return a
 }

@@ -44,6 +44,7 @@ type Cloud struct {
 	google        googleIAM
 	entra         entra
 	acr           acr
+	arm           arm
 	issuers       map[string]*Issuer   // by URL
 	registries    map[string]*registry // by region and account
 	registryHosts map[string]*registry

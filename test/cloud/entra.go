@@ -112,6 +112,8 @@ const (
 func (c *Cloud) startAzure() {
 	c.entra = entra{authorities: map[string]*nationalCloud{}, tenants: map[string]*tenant{}}
 	c.acr = acr{registries: map[string]*azureRegistry{}}
+	c.arm = arm{readers: map[string]map[string]bool{}}
+	c.handle(armHost, "azure-arm", http.HandlerFunc(c.serveARM))
 	for _, n := range nationalClouds() {
 		c.addAuthority(n)
 	}

@@ -29,6 +29,8 @@ type GoogleInstance struct {
 	accounts   []ServiceAccount // the first is the default one
 	scopes     []string
 	attributes map[string]string
+	labels     map[string]string
+	status     string
 	expired    bool
 	life       time.Duration             // of access tokens
 	tokens     map[string]*metadataToken // by account and scopes
@@ -40,11 +42,12 @@ type metadataToken struct {
 	expires time.Time
 }
 
-// GoogleInstance starts a metadata server. The first of the service accounts is the default one, and its project the instance's; without any the instance has none.
+// GoogleInstance starts a metadata server. The first of the service accounts is the default one, and its project the instance's; without any the instance has none. All instances have the same name, by which the
+// Compute Engine API finds the latest of a project.
 func (c *Cloud) GoogleInstance(accounts ...ServiceAccount) *GoogleInstance {
 	g := &GoogleInstance{
 		c: c, project: "test-project", number: 100000000000 + rand.Int64N(1e11), name: "node-1", id: digits(19), created: c.Now().Add(-time.Hour),
-		scopes: []string{scopeCloudPlatform}, attributes: map[string]string{}, life: googleLife, tokens: map[string]*metadataToken{},
+		scopes: []string{scopeCloudPlatform}, attributes: map[string]string{}, labels: map[string]string{}, status: "RUNNING", life: googleLife, tokens: map[string]*metadataToken{},
 	}
 	for i, a := range accounts {
 		a = c.AddServiceAccount(a)
@@ -54,6 +57,9 @@ func (c *Cloud) GoogleInstance(accounts ...ServiceAccount) *GoogleInstance {
 		g.accounts = append(g.accounts, a)
 	}
 	c.AddIssuer(GoogleIssuer)
+	c.mu.Lock()
+	c.google.instances = append(c.google.instances, g)
+	c.mu.Unlock()
 	g.url = c.mustListen("google-metadata", g)
 	return g
 }
@@ -199,7 +205,7 @@ func (g *GoogleInstance) value(path string) (string, bool) {
 	case "/instance/name":
 		return g.name, true
 	case "/instance/zone":
-		return "projects/" + number + "/zones/europe-west1-b", true
+		return "projects/" + number + "/zones/" + googleZone, true
 	case "/instance/service-accounts/":
 		var entries []string
 		for i, a := range g.accounts {
@@ -320,7 +326,7 @@ func (g *GoogleInstance) identity(w http.ResponseWriter, r *http.Request, a Serv
 	case "full":
 		claims["email"], claims["email_verified"] = a.Email, true
 		engine := map[string]any{
-			"project_id": g.project, "project_number": g.number, "zone": "europe-west1-b", "instance_id": g.id, "instance_name": g.name,
+			"project_id": g.project, "project_number": g.number, "zone": googleZone, "instance_id": g.id, "instance_name": g.name,
 			"instance_creation_timestamp": g.created.Unix(), "instance_confidentiality": 0,
 		}
 		if strings.EqualFold(query.Get("licenses"), "true") {

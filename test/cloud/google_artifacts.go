@@ -69,13 +69,13 @@ func (c *Cloud) SetRedirection(project, state string) {
 	c.google.redirections[project] = state
 }
 
-// GrantCustomRole gives a principal some of the permissions of roles/artifactregistry.reader in a project: artifactregistry.repositories.downloadArtifacts, artifactregistry.repositories.get
-// and artifactregistry.projectsettings.get.
+// GrantCustomRole gives a principal some permissions in a project. Known are those of roles/artifactregistry.reader (artifactregistry.repositories.downloadArtifacts, artifactregistry.repositories.get and
+// artifactregistry.projectsettings.get), iam.serviceAccounts.get and compute.instances.get.
 func (c *Cloud) GrantCustomRole(project, principal string, permissions ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, permission := range permissions {
-		if !slices.Contains(readerPermissions, permission) {
+		if !slices.Contains(readerPermissions, permission) && permission != permissionAccount && permission != permissionInstance {
 			panic("no permission " + permission + " is known")
 		}
 		key := project + " " + permission

@@ -28,6 +28,7 @@ type googleIAM struct {
 	custom        map[string][]string // by project and permission
 	disabled      map[string]bool     // where the Artifact Registry API is off
 	bearers       map[string]string   // access tokens by registries' tokens
+	instances     []*GoogleInstance
 }
 
 func (c *Cloud) startGoogle() {
@@ -42,6 +43,9 @@ func (c *Cloud) startGoogle() {
 		c.handle("sts"+way+".googleapis.com", "google-sts", http.HandlerFunc(c.serveGoogleSTS))
 		c.handle("iamcredentials"+way+".googleapis.com", "google-iam", http.HandlerFunc(c.serveIAMCredentials))
 	}
+	c.handle("www.googleapis.com", "google-certs", http.HandlerFunc(c.serveGoogleCerts))
+	c.handle("iam.googleapis.com", "google-iam", http.HandlerFunc(c.serveGoogleIAM))
+	c.handle("compute.googleapis.com", "google-compute", http.HandlerFunc(c.serveCompute))
 	for _, host := range []string{artifactsAPI, "artifactregistry.*.rep.googleapis.com"} {
 		c.handle(host, "google-artifacts", http.HandlerFunc(c.serveArtifacts))
 	}

@@ -3,7 +3,6 @@ package vaultserver
 import (
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"strings"
 
 	"github.com/credential-broker/credential-broker/test/cloud"
@@ -55,23 +54,4 @@ func (s *Server) Kubernetes(mount string, issuer *cloud.Issuer) *APIServer {
 // KubernetesRole makes a role of auth/kubernetes. settings are the role's own (https://developer.hashicorp.com/vault/api-docs/auth/kubernetes); what they leave out: any service account of any namespace.
 func (s *Server) KubernetesRole(mount, role string, settings map[string]any) {
 	s.must(s.write("auth/"+mount+"/role/"+role, map[string]any{"bound_service_account_names": []string{"*"}, "bound_service_account_namespaces": []string{"*"}}, settings))
-}
-
-var errNoCloud = errors.New("the Vault server was started without a cloud: set Options.Cloud")
-
-// AWS enables auth/aws at a mount unless it is there, and makes a role in it that one IAM principal of the fake cloud may log in to: arn:aws:iam::ACCOUNT:role/NAME for whoever has assumed that role. The server sends the
-// signed request that it is shown to https://sts.amazonaws.com, or where AWSClient says.
-func (s *Server) AWS(mount, role, boundARN string, policies []string) {
-	if s.cloud == nil {
-		s.must(errNoCloud)
-	}
-	s.must(s.enable(mount, "aws"))
-	// Ids instead of names would have it ask IAM, with keys of its own.
-	s.must(s.write("auth/"+mount+"/role/"+role, map[string]any{"auth_type": "iam", "bound_iam_principal_arn": []string{boundARN}, "resolve_aws_unique_ids": false, "token_policies": policies}, nil))
-}
-
-// AWSClient sets how auth/aws at a mount asks AWS (https://developer.hashicorp.com/vault/api-docs/auth/aws#configure-client): sts_endpoint and sts_region, iam_server_id_header_value and so on.
-func (s *Server) AWSClient(mount string, settings map[string]any) {
-	s.must(s.enable(mount, "aws"))
-	s.must(s.write("auth/"+mount+"/config/client", map[string]any{}, settings))
 }

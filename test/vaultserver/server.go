@@ -48,7 +48,9 @@ type Server struct {
 	wait     sync.WaitGroup
 
 	mu      sync.Mutex
-	closers []func() // run by Close, the last one first
+	closers []func()                          // run by Close, the last one first
+	google  map[string]bool                   // mounts of auth/gcp that have their key
+	azure   map[string]cloud.ServicePrincipal // what the server is in Azure, by mount of auth/azure and tenant
 }
 
 // ports are the server's addresses, host:port.
@@ -78,7 +80,7 @@ func Start(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{cloud: o.Cloud}
+	s := &Server{cloud: o.Cloud, google: map[string]bool{}, azure: map[string]cloud.ServicePrincipal{}}
 	s.done, s.cancel = context.WithCancel(context.Background())
 	if err := s.start(file); err != nil {
 		s.Close()

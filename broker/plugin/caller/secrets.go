@@ -12,7 +12,7 @@ import (
 // secretName matches the names of settings and variables whose values are secret (IDENTITY_HEADER is what Azure's App Service gives a managed identity's token for), and notSecret those that only tell where a secret is, or what about it.
 var (
 	secretName = regexp.MustCompile(`(?i)passw|passphrase|secret|token|credential|api_?key|access_?key|account_?key|private_?key|identity_header`)
-	notSecret  = regexp.MustCompile(`(?i)(file|files|path|dir|directory|url|uri|host|name|type|mode|audience|ttl|duration|timeout|endpoint|role|region|provider|helpers?|store|application_credential|token_?proxy)s?$`)
+	notSecret  = regexp.MustCompile(`(?i)(file|files|field|path|dir|directory|url|uri|host|name|type|mode|audience|ttl|duration|timeout|endpoint|role|region|provider|helpers?|store|application_credential|token_?proxy)s?$`)
 )
 
 // minSecret is the least length in bytes of a value that is kept out of the log: a shorter one occurs in too many words.
