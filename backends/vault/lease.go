@@ -40,6 +40,7 @@ type loan struct {
 	Data map[string]any `json:"data"`
 
 	data    map[string]any // the same, or that of a secret without a lease
+	asked   time.Time      // for it, or for its renewal
 	expires time.Time      // zero: nobody says
 	refresh time.Duration  // when to read it again; zero: nobody says
 }
@@ -72,8 +73,18 @@ func loansOf(lease backends.Secret) []loan {
 	return loans
 }
 
+// renewedFor is the share of its life for which whoever is to renew a loan finds that somebody has just done so: many answers have one loan, and each is renewed. It is short, since the broker renews a lease of a minute and a half
+// when a fifth of it is over, and never again if it does not get a longer one then.
+const renewedFor = 6
+
+// stale: a loan is renewed if a request wants that.
+func (l loan) stale(now time.Time) bool { return now.Sub(l.asked) > l.expires.Sub(l.asked)/renewedFor }
+
 // borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed, or one of old is that this process does not know, if that is worth it.
 func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, old []loan) (loan, error) {
+	if len(old) > 0 {
+		b.loans.Outdate(key, func(l loan) bool { return l.stale(b.server.now()) })
+	}
 	return b.loans.Next(ctx, key, w.until(), func(ctx context.Context, kept *loan) (loan, error) {
 		if i := slices.IndexFunc(old, func(l loan) bool { return l.Key == key }); kept == nil && i >= 0 {
 			kept = &old[i]
@@ -287,7 +298,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 	if err != nil || got == nil {
 		return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
 	}
-	l.expires = sooner(sooner(asked.Add(time.Duration(got.LeaseDuration)*time.Second), ends), l.Ends)
+	l.asked, l.expires = asked, sooner(sooner(asked.Add(time.Duration(got.LeaseDuration)*time.Second), ends), l.Ends)
 	return l, l.expires.Sub(asked) >= time.Duration(l.Duration)*time.Second/2, nil
 }
 

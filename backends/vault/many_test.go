@@ -69,3 +69,42 @@ func TestPrepare(t *testing.T) {
 	}
 	is(t, pull(t, b, backends.Request{Image: image}), host, "robot", "pw-of-harbor")
 }
+
+// TestALeaseIsRenewedWhenTheBrokerWantsThat, which may be before half of its life is over; but not for each of the answers that share it.
+func TestALeaseIsRenewedWhenTheBrokerWantsThat(t *testing.T) {
+	r := use(t)
+	_, lending := r.lending(90*time.Second, 24*time.Hour, map[string]any{"token_ttl": "90s"})
+	b := r.backend(lending)
+	now := time.Now()
+	b.server.now = func() time.Time { return now }
+	b.loans.Now, b.logins.Now = b.server.now, b.server.now
+	first := pull(t, b, backends.Request{Image: image})
+	for _, step := range []struct {
+		later    time.Duration
+		renewals int
+	}{
+		{5 * time.Second, 0},  // somebody has just made it
+		{12 * time.Second, 1}, // as early as the broker asks
+		{0, 1},
+		{10 * time.Second, 1},
+		{10 * time.Second, 2},
+	} {
+		now = now.Add(step.later)
+		got, err := b.Renew(t.Context(), backends.Request{Image: image}, first.Lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Lease != first.Lease {
+			t.Errorf("another lease after %s", step.later)
+		}
+		renewals := 0
+		for _, asked := range r.asked() {
+			if asked == "PUT sys/leases/renew 200" {
+				renewals++
+			}
+		}
+		if renewals != step.renewals {
+			t.Errorf("%d renewals after %s more, want %d", renewals, step.later, step.renewals)
+		}
+	}
+}

@@ -231,7 +231,7 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 	if got == nil || got.Data == nil {
 		return loan{}, missing(doing, b.missingAdvice(m, path))
 	}
-	lent := loan{data: got.Data, LeaseID: got.LeaseID, Renewable: got.Renewable, Duration: got.LeaseDuration, Namespace: e.Namespace}
+	lent := loan{asked: asked, data: got.Data, LeaseID: got.LeaseID, Renewable: got.Renewable, Duration: got.LeaseDuration, Namespace: e.Namespace}
 	switch {
 	case m.engine == EngineOther && got.LeaseDuration > 0:
 		lent.expires = asked.Add(time.Duration(got.LeaseDuration) * time.Second)

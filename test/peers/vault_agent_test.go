@@ -470,15 +470,22 @@ func TestALeaseWhoseLoginIsRevokedIsMadeAnew(t *testing.T) {
 	}
 }
 
-// TestWhatVaultLentIsGivenBack ends the agent, changes the configuration so that the provider is not in it any more, and has the answer forgotten: each time the credential ends at Vault.
+// TestWhatVaultLentIsGivenBack ends the agent, before and after the configuration is changed so that the provider is not for the images any more, and has the answers forgotten: each time the credential ends at Vault. A pull that
+// has just begun may be using it when the configuration changes, so that it is then left alone for some minutes, but for the end of the agent.
 func TestWhatVaultLentIsGivenBack(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(s *vaultScene, ask asker, stop func()){
 		"when the agent ends": func(_ *vaultScene, _ asker, stop func()) { stop() },
-		"when the configuration does not want it any more": func(s *vaultScene, ask asker, _ func()) {
+		"when the configuration does not want it any more": func(s *vaultScene, ask asker, stop func()) {
 			s.provider["matchImages"] = []string{vaultOther}
 			s.brokerConfig(nil)
-			_, _ = ask(s.Context(), vaultImage("elsewhere.example", 0), puller{}) // the agent sees a change when it is asked
+			if _, err := ask(s.Context(), s.image, puller{}); err == nil { // the agent sees a change when it is asked
+				s.Error("there is an answer all the same")
+			}
+			if s.leases() != 1 {
+				s.Error("the lease was ended beneath pulls")
+			}
+			stop()
 		},
 		"when it is forgotten": func(s *vaultScene, _ asker, _ func()) {
 			if r := s.run("", path(program.Broker), "forget", "--all"); r.code != 0 {

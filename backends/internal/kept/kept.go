@@ -111,6 +111,15 @@ func (t *Tokens[K, T]) ForgetIf(key K, is func(T) bool) {
 	}
 }
 
+// Outdate has the next request ask for another token, of a token that is so: with UntilEnd, whoever asks is told of the one that is kept.
+func (t *Tokens[K, T]) Outdate(key K, is func(T) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[key]; e != nil && e.has && is(e.token) {
+		e.until = time.Time{}
+	}
+}
+
 // Sweep drops what has ended, and says how many tokens are kept.
 func (t *Tokens[K, T]) Sweep(now time.Time) int {
 	t.mu.Lock()
