@@ -53,7 +53,7 @@ type Request struct {
 
 // Front starts a front. It ends with the server.
 func (s *Server) Front() *Front {
-	target := &url.URL{Scheme: "https", Host: s.ports.fronts}
+	target := &url.URL{Scheme: "https", Host: s.fronts}
 	f := &Front{s: s}
 	f.proxy = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {

@@ -29,17 +29,19 @@ const patience = 2 * time.Minute
 type Options struct {
 	// Cloud is where the server itself goes out to, for the logins that have it ask AWS, Google or Azure: through the fake cloud's proxy, trusting the fake cloud's CA. nil: nowhere.
 	Cloud *cloud.Cloud
+	// Standby has a second server beside it, which takes over when the first one steps down: both keep what they have in files that they agree on (raft), and take some seconds to start.
+	Standby bool
 }
 
 // Server is a running Vault server. Its methods may be called at any time, by several at once. Those that set something up end the test where that fails; outside a test they panic.
 type Server struct {
+	node
 	t        testing.TB // nil outside a test
 	cloud    *cloud.Cloud
+	standby  *node // nil: there is none, nor a cluster
 	dir      string
 	ca       *authority
 	clientCA *authority
-	ports    ports
-	process  *process
 	key      string // unseals
 	token    string
 	client   *api.Client
@@ -53,10 +55,13 @@ type Server struct {
 	azure   map[string]cloud.ServicePrincipal // what the server is in Azure, by mount of auth/azure and tenant
 }
 
-// ports are the server's addresses, host:port.
-type ports struct {
+// node is one process, and its addresses, host:port.
+type node struct {
+	name           string
+	process        *process
 	secured, plain string
-	fronts         string // with TLS too, and there the fronts are believed what client and certificate they speak for
+	fronts         string   // with TLS too, and there the fronts are believed what client and certificate they speak for
+	clusters       []string // for other nodes, one with each of these three; the first is the one that they are told of
 }
 
 // New starts a server that is ended with the test. Where it would have to be built and tests are to be short (-short), the test is skipped.
@@ -82,6 +87,9 @@ func Start(o Options) (*Server, error) {
 	}
 	s := &Server{cloud: o.Cloud, google: map[string]bool{}, azure: map[string]cloud.ServicePrincipal{}}
 	s.done, s.cancel = context.WithCancel(context.Background())
+	if o.Standby {
+		s.standby = &node{name: "standby"}
+	}
 	if err := s.start(file); err != nil {
 		s.Close()
 		return nil, err
@@ -109,48 +117,51 @@ func (s *Server) start(file string) error {
 			return fmt.Errorf("writing the Vault server's certificates: %w", err)
 		}
 	}
-	// Ports are found by taking them and letting them go, since Vault does not say which ones it got. Once in a long while somebody else is quicker.
-	for range 3 {
-		if err = s.launch(file); err == nil || !strings.Contains(err.Error(), "address already in use") {
-			break
-		}
-	}
-	if err != nil {
+	s.name = "active"
+	if err := s.launch(file, &s.node); err != nil {
 		return err
 	}
 	if s.client, err = s.clientFor(s.Address()); err != nil {
 		return err
 	}
-	return s.initialise()
+	if err := s.initialise(); err != nil || s.standby == nil {
+		return err
+	}
+	return s.join(file)
 }
 
-// launch starts the process and waits until it answers.
-func (s *Server) launch(file string) error {
-	found, err := freeAddresses(s.done, 3)
+// launch starts a node's process and waits until it listens. Ports are found by taking them and letting them go, since Vault does not say which ones it got. Once in a long while somebody else is quicker.
+func (s *Server) launch(file string, n *node) error {
+	var err error
+	for range 3 {
+		if err = s.launchOnce(file, n); err == nil || !strings.Contains(err.Error(), "address already in use") {
+			break
+		}
+	}
+	return err
+}
+
+func (s *Server) launchOnce(file string, n *node) error {
+	found, err := freeAddresses(s.done, 6)
 	if err != nil {
 		return fmt.Errorf("finding ports for the Vault server: %w", err)
 	}
-	s.ports = ports{secured: found[0], plain: found[1], fronts: found[2]}
-	content, err := json.Marshal(s.config())
+	n.secured, n.plain, n.fronts, n.clusters = found[0], found[1], found[2], found[3:]
+	content, err := json.Marshal(s.config(n))
 	if err != nil {
 		return err
 	}
-	config := filepath.Join(s.dir, "vault.json")
-	if err := os.WriteFile(config, content, 0o600); err != nil {
+	config := filepath.Join(s.dir, n.name+".json")
+	if err := errors.Join(os.WriteFile(config, content, 0o600), os.MkdirAll(filepath.Join(s.dir, n.name), 0o700)); err != nil {
 		return fmt.Errorf("configuring the Vault server: %w", err)
 	}
-	return s.serve(file, config)
-}
-
-func (s *Server) serve(file, config string) error {
 	cmd := exec.Command(file, "server", "-config="+config)
 	cmd.Env = s.environ()
-	var err error
-	if s.process, err = startProcess(cmd); err != nil {
+	if n.process, err = startProcess(cmd); err != nil {
 		return err
 	}
-	return s.await("listens", func() error {
-		for _, address := range []string{s.ports.secured, s.ports.plain, s.ports.fronts} {
+	return s.awaitNode(n, "listens", func() error {
+		for _, address := range []string{n.secured, n.plain, n.fronts} {
 			conn, err := (&net.Dialer{}).DialContext(s.done, "tcp", address)
 			if err != nil {
 				return err
@@ -182,21 +193,26 @@ func freeAddresses(ctx context.Context, n int) ([]string, error) {
 	return addresses, nil
 }
 
-// config is the server's configuration (https://developer.hashicorp.com/vault/docs/configuration).
-func (s *Server) config() map[string]any {
-	secured := func(address string) map[string]any {
-		return map[string]any{"address": address, "tls_cert_file": filepath.Join(s.dir, "cert.pem"), "tls_key_file": filepath.Join(s.dir, "key.pem")}
+// config is a node's configuration (https://developer.hashicorp.com/vault/docs/configuration).
+func (s *Server) config(n *node) map[string]any {
+	listener := func(number int, address string) map[string]any {
+		return map[string]any{
+			"address": address, "cluster_address": n.clusters[number], "tls_cert_file": filepath.Join(s.dir, "cert.pem"), "tls_key_file": filepath.Join(s.dir, "key.pem"),
+		}
 	}
-	fronts := secured(s.ports.fronts)
+	plain, fronts := listener(1, n.plain), listener(2, n.fronts)
+	plain["tls_disable"] = true
 	fronts["x_forwarded_for_authorized_addrs"] = "127.0.0.1"
 	fronts["x_forwarded_for_client_cert_header"] = certificateHeader
 	fronts["x_forwarded_for_client_cert_header_decoders"] = "BASE64"
+	storage := map[string]any{"inmem": map[string]any{}}
+	if s.standby != nil {
+		storage = map[string]any{"raft": map[string]any{"path": filepath.Join(s.dir, n.name), "node_id": n.name, "performance_multiplier": "1"}}
+	}
 	return map[string]any{
-		"storage": map[string]any{"inmem": map[string]any{}},
-		"listener": []any{
-			map[string]any{"tcp": secured(s.ports.secured)}, map[string]any{"tcp": map[string]any{"address": s.ports.plain, "tls_disable": true}}, map[string]any{"tcp": fronts},
-		},
-		"api_addr": s.Address(), "disable_mlock": true,
+		"storage":  storage,
+		"listener": []any{map[string]any{"tcp": listener(0, n.secured)}, map[string]any{"tcp": plain}, map[string]any{"tcp": fronts}},
+		"api_addr": "https://" + n.secured, "cluster_addr": "https://" + n.clusters[0], "disable_mlock": true,
 	}
 }
 
@@ -237,8 +253,12 @@ func (s *Server) unseal() error {
 	})
 }
 
-// await calls ready until it returns nil, and fails with its last error after patience, or as soon as the process has ended.
+// await calls ready until it returns nil, and fails with its last error after patience, or as soon as the server has ended.
 func (s *Server) await(what string, ready func() error) error {
+	return s.awaitNode(&s.node, what, ready)
+}
+
+func (s *Server) awaitNode(n *node, what string, ready func() error) error {
 	ctx, cancel := context.WithTimeout(s.done, patience)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -250,10 +270,10 @@ func (s *Server) await(what string, ready func() error) error {
 		}
 		select {
 		case <-tick.C:
-		case <-s.process.ended:
-			return fmt.Errorf("the Vault server has ended before it %s:\n%s", what, s.process.output.String())
+		case <-n.process.ended:
+			return fmt.Errorf("the Vault server has ended before it %s:\n%s", what, n.process.output.String())
 		case <-ctx.Done():
-			return fmt.Errorf("waiting until the Vault server %s: %w\n%s", what, err, s.process.output.String())
+			return fmt.Errorf("waiting until the Vault server %s: %w\n%s", what, err, n.process.output.String())
 		}
 	}
 }
@@ -282,8 +302,10 @@ func (s *Server) Close() {
 	for _, stop := range slices.Backward(closers) {
 		stop()
 	}
-	if s.process != nil {
-		s.process.end()
+	for _, n := range []*node{&s.node, s.standby} {
+		if n != nil && n.process != nil {
+			n.process.end()
+		}
 	}
 	s.wait.Wait()
 	if s.dir != "" {
@@ -298,10 +320,10 @@ func (s *Server) atClose(stop func()) {
 }
 
 // Address is that of Vault's own listener with TLS, https://127.0.0.1:PORT, which asks clients for certificates as Vault does by default.
-func (s *Server) Address() string { return "https://" + s.ports.secured }
+func (s *Server) Address() string { return "https://" + s.secured }
 
 // PlainAddress is that of its listener without TLS, http://127.0.0.1:PORT.
-func (s *Server) PlainAddress() string { return "http://" + s.ports.plain }
+func (s *Server) PlainAddress() string { return "http://" + s.plain }
 
 // CAFile is a PEM file with the CA that the certificates of Address, of fronts and of thieves are of.
 func (s *Server) CAFile() string { return filepath.Join(s.dir, "ca.pem") }
