@@ -31,8 +31,9 @@ type Backend struct {
 	// loans are credentials with a lease, or an expiry of their own, by identity and secret.
 	loans kept.Tokens[string, loan]
 	lent  lent
-	// mounts are what is known of Vault's engines.
-	mounts mounts
+	// mounts are what is known of Vault's engines, and lookUps has one request find out for many; nothing is kept there.
+	mounts  mounts
+	lookUps kept.Tokens[string, mount]
 	// revocations are under way.
 	revocations sync.WaitGroup
 }
@@ -63,6 +64,7 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 		}
 	}
 	b.logins.Expires, b.logins.Dropped = (*login).keptUntil, b.retire
+	b.lookUps.Expires = func(mount) time.Time { return time.Time{} }
 	b.loans.Expires = func(l loan) time.Time { return l.expires }
 	return b, nil
 }

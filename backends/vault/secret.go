@@ -52,13 +52,13 @@ type knownMount struct {
 // mountsKept is how long.
 const mountsKept = 10 * time.Minute
 
-// of is the engine that a path is in. Engines do not lie within each other.
-func (m *mounts) of(namespace, path string, now time.Time) (mount, bool) {
+// of is the engine that a path is in, and when that was found out. Engines do not lie within each other.
+func (m *mounts) of(namespace, path string, now time.Time) (found mount, at time.Time, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for end := strings.IndexByte(path, '/'); end >= 0; {
 		if known, ok := m.known[[2]string{namespace, path[:end]}]; ok && now.Before(known.until) {
-			return known.mount, true
+			return known.mount, known.until.Add(-mountsKept), true
 		}
 		next := strings.IndexByte(path[end+1:], '/')
 		if next < 0 {
@@ -66,7 +66,7 @@ func (m *mounts) of(namespace, path string, now time.Time) (mount, bool) {
 		}
 		end += 1 + next
 	}
-	return mount{}, false
+	return mount{}, time.Time{}, false
 }
 
 func (m *mounts) remember(namespace string, found mount, now time.Time) {
@@ -97,7 +97,8 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 		return b.borrow(ctx, w, e, path, key, &known)
 	}
 	for {
-		m, remembered, err := b.mount(ctx, w, e, path)
+		began := b.server.now()
+		m, at, err := b.mount(ctx, w, e, path)
 		if err != nil {
 			return loan{}, err
 		}
@@ -110,7 +111,7 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 				return err
 			})
 		}
-		if f, failed := errors.AsType[*failure](err); failed && remembered && e.mount == "" && (f.status == http.StatusNotFound || f.status == http.StatusBadRequest || f.status == http.StatusMethodNotAllowed) {
+		if f, failed := errors.AsType[*failure](err); failed && at.Before(began) && e.mount == "" && (f.status == http.StatusNotFound || f.status == http.StatusBadRequest || f.status == http.StatusMethodNotAllowed) {
 			b.mounts.forget(e.Namespace, m) // it may be another engine by now
 			continue
 		}
@@ -118,23 +119,34 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 	}
 }
 
-// mount finds out which engine a path is in; remembered: not just now.
-func (b *Backend) mount(ctx context.Context, w who, e *entry, path string) (m mount, remembered bool, err error) {
+// mount finds out which engine a path is in, and says when that was.
+func (b *Backend) mount(ctx context.Context, w who, e *entry, path string) (m mount, at time.Time, err error) {
 	if e.mount != "" {
-		return mount{e.mount, e.Engine}, true, nil
+		return mount{e.mount, e.Engine}, time.Time{}, nil
 	}
-	if m, ok := b.mounts.of(e.Namespace, path, b.server.now()); ok {
-		return m, true, b.mayChoose(e, m)
+	m, at, ok := b.mounts.of(e.Namespace, path, b.server.now())
+	if ok {
+		return m, at, b.mayChoose(e, m)
 	}
-	err = b.with(ctx, w, func(l *login) (err error) {
-		m, err = b.lookUp(ctx, w, l, e, path)
-		return err
+	// An identity's requests ask one after the other: for most, the first one's answer is theirs too, and the login that it has is not theirs as well, so that a lease can hang on it.
+	m, err = b.lookUps.Get(ctx, w.key()+"\x00"+e.Namespace, time.Time{}, func(ctx context.Context) (m mount, err error) {
+		if m, at, ok = b.mounts.of(e.Namespace, path, b.server.now()); ok {
+			return m, nil
+		}
+		at = b.server.now()
+		err = b.with(ctx, w, func(l *login) (err error) {
+			m, err = b.lookUp(ctx, w, l, e, path)
+			return err
+		})
+		if err == nil {
+			b.mounts.remember(e.Namespace, m, at)
+		}
+		return m, err
 	})
 	if err != nil {
-		return mount{}, false, err
+		return mount{}, time.Time{}, err
 	}
-	b.mounts.remember(e.Namespace, m, b.server.now())
-	return m, false, b.mayChoose(e, m)
+	return m, at, b.mayChoose(e, m)
 }
 
 // mayChoose refuses a mount that a variable has chosen: which engine is read is for the settings to say.

@@ -141,7 +141,7 @@ func (a *Agent) do(ctx context.Context, r fast.Request) fast.Reply {
 		a.Refresh(ctx) // as with Status
 		return fast.Reply{}
 	case fast.Forget:
-		return a.jsonReply(a.forget(r)) //nolint:contextcheck // what is revoked goes on after the reply
+		return a.jsonReply(a.forget(r))
 	default: // DecodeRequest lets no other pass
 		return fast.Reply{Unserved: fmt.Sprintf("operation %d is not known here", r.Operation)}
 	}

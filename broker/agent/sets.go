@@ -348,12 +348,12 @@ func (ss *sets) giveUp(ctx context.Context, k *kept) {
 	ss.leaving.Go(func() {
 		ctx := context.WithoutCancel(ctx)
 		used, cancel := context.WithTimeout(ctx, leavingTimeout)
-		stop := context.AfterFunc(ss.ending, cancel) // the end waits for them itself
+		stop := context.AfterFunc(ss.ending, cancel) //nolint:contextcheck // it is the agent's end, which waits for them itself
 		k.await(used)
 		stop()
 		cancel()
 		k.backends.Retain(nil)
-		k.cache.Settle(ss.ending)
+		k.cache.Settle(ss.ending) //nolint:contextcheck // as above: what is lent may be in use for longer than a request
 		ctx, cancel = context.WithTimeout(ctx, leavingTimeout)
 		defer cancel()
 		if err := k.close(ctx); err != nil {

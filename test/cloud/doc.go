@@ -30,6 +30,7 @@
 // Metadata: what its headers must be, scopes of the instance, one token until five minutes before its end, identity tokens, attributes.
 // Registries: Artifact Registry by its host names and Container Registry's; access tokens with a scope that lets pull, those too that service accounts sign themselves (for a scope), readers by
 // project (pools and allUsers too), formats, projects without redirection, their own tokens.
+// Keys, in both forms (www.googleapis.com); the IAM API's look at a service account and the Compute Engine API's at an instance: the caller's token and its scopes, the permission.
 // Artifact Registry API, and its regions' own: TestIamPermissions, GetRepository and GetProjectSettings; the caller's token and its scopes, whether the API is enabled, the permission for each call.
 //
 // # What is checked of Azure
@@ -44,6 +45,8 @@
 // identity's federated credential.
 // Registries: the challenge; the exchange of Entra's tokens (form, service, tenant, signature, issuer, audience, times, a role); refresh tokens tied to a registry, and access tokens to
 // repositories too, by docker's older way as well; AcrPull, or where roles are by repository Repository Reader; anonymous pulls; service principals with their secret.
+// Resource Manager of the public cloud: a look at machines, scale sets (of flexible orchestration) and user-assigned identities; the caller's token (tenant, audience, times), Reader in the subscription, ids,
+// a version that looks like one.
 // Hostile registries and thieves keep what they are sent.
 //
 // # What is not

@@ -100,7 +100,7 @@ func goEnvironment(t *testing.T) []string {
 }
 
 // moved are the absolute paths that stand for something in the sandbox.
-var moved = regexp.MustCompile(`(^|[\s"'=:\[{(,<>@|])/(etc|usr/libexec|usr/bin/credential-broker|opt|var|run)\b`)
+var moved = regexp.MustCompile(`(^|unix://|[\s"'=:\[{(,<>@|])/(etc|usr/libexec|usr/bin/credential-broker|opt|var|run)\b`)
 
 // inside puts the paths of a text into the sandbox.
 func (s *sandbox) inside(text string) string {

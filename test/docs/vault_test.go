@@ -50,7 +50,7 @@ func (s *sandbox) addVault(t *testing.T) {
 		"etc/ssl/vault-ca.pem": ca, "etc/kubernetes/pki/ca.crt": clusterCA, "etc/kubernetes/pki/sa.pub": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: key}),
 		"var/lib/kubelet/pki/kubelet-client-current.pem": append(cert, certKey...),
 	}
-	for _, account := range [][2]string{{"team-a", "builder"}, {"team-b", "builder"}, {"vault", "reviewer"}} {
+	for _, account := range [][2]string{{"team-a", "builder"}, {"team-b", "builder"}, {"default", "other"}, {"vault", "reviewer"}} {
 		for _, audience := range []string{"vault", tokensIssuer} {
 			files[filepath.Join("home/tokens", account[0], account[1], filepath.Base(audience))] = []byte(api.Token(account[0], account[1], map[string]any{"aud": []string{audience}}))
 		}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,8 +22,15 @@ import (
 	"github.com/credential-broker/credential-broker/test/peers/internal/program"
 )
 
-// startAgent starts an agent in the scene, with the configuration at a path, and gives its socket.
+// startAgent starts an agent in the scene, with the configuration at a path, and gives its socket. It ends with the test.
 func (s *scene) startAgent(config string) (socket string) {
+	s.Helper()
+	socket, _ = s.startAgentUntil(config)
+	return socket
+}
+
+// startAgentUntil is startAgent for an agent that stop ends sooner.
+func (s *scene) startAgentUntil(config string) (socket string, stop func()) {
 	s.Helper()
 	socket = filepath.Join(s.TempDir(), "agent.sock")
 	if err := syscall.Chmod(filepath.Dir(socket), 0o700); err != nil {
@@ -35,18 +43,19 @@ func (s *scene) startAgent(config string) (socket string) {
 	if err := cmd.Start(); err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
 			s.Errorf("the agent ended with %v:\n%s", err, said.String())
 		}
 	})
+	s.Cleanup(stop)
 	deadline, tick := time.After(30*time.Second), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
 	for {
 		_, reason, _ := fast.Ask(socket, fast.Request{Operation: fast.Status})
 		if reason == "" {
-			return socket
+			return socket, stop
 		}
 		select {
 		case <-tick.C:

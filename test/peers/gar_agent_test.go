@@ -27,8 +27,16 @@ type asker func(ctx context.Context, image string, by puller) (login, error)
 // throughAgent starts an agent for the scene's provider, and gives what asks it.
 func (s *scene) throughAgent() asker {
 	s.Helper()
+	ask, _ := s.throughAgentUntil()
+	return ask
+}
+
+// throughAgentUntil is throughAgent for an agent that stop ends before the test does.
+func (s *scene) throughAgentUntil() (ask asker, stop func()) {
+	s.Helper()
 	config := s.brokerConfig(nil)
-	s.add("CREDENTIAL_BROKER_AGENT=" + s.startAgent(config))
+	socket, stop := s.startAgentUntil(config)
+	s.add("CREDENTIAL_BROKER_AGENT=" + socket)
 	return func(ctx context.Context, image string, by puller) (login, error) {
 		asking := *s
 		asking.image, asking.token, asking.annotations = image, by.token, by.annotations
@@ -41,7 +49,7 @@ func (s *scene) throughAgent() asker {
 			return login{}, fmt.Errorf("%s: the agent was not asked: %s", image, r.said)
 		}
 		return r.auth[host], nil
-	}
+	}, stop
 }
 
 // atOnce runs so many at the same time, and tells of each one's failure.

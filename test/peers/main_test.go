@@ -27,13 +27,14 @@ func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "credential-broker-test-peers-")
 	if err == nil {
 		defer func() { _ = os.RemoveAll(dir) }()
-		err = program.Build(".", dir, program.Broker, program.ECRBackend, program.GARBackend, program.ACRBackend, program.CloudProviderAWS, program.ECRLogin, program.GCRLogin, program.MetadataMock)
+		err = program.Build(".", dir, program.Broker, program.ECRBackend, program.GARBackend, program.ACRBackend, program.VaultBackend, program.CloudProviderAWS, program.ECRLogin, program.GCRLogin, program.MetadataMock)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	bin = dir
+	defer closeVault()
 	return m.Run()
 }
 

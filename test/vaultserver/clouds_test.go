@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -151,9 +152,7 @@ func TestAzure(t *testing.T) {
 				data["vmss_name"] = m.ScaleSet
 			}
 		}
-		for name, value := range change {
-			data[name] = value
-		}
+		maps.Copy(data, change)
 		_, err := s.login("azure", data)
 		return err
 	}

@@ -68,7 +68,10 @@ func (t *trial) having(ctx context.Context, feature backendv1.Feature) (*process
 	if err != nil {
 		return nil, err
 	}
-	return p, p.mustHave(ctx, feature)
+	if err := p.mustHave(ctx, feature); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func (p *process) mustHave(ctx context.Context, feature backendv1.Feature) error {

@@ -42,7 +42,7 @@ func lends(m *model, registryWide bool, lives, keep time.Duration) {
 func TestWhatIsLentIsRevokedWhenNobodyCanBeUsingItAnyMore(t *testing.T) {
 	image := broker.Request{Image: "r.io/a"}
 	ofNode := func(t *testing.T, c *Cache) { ask1(t, c, node("p"), image) }
-	remove := func(t *testing.T, c *Cache) { c.Retain(nil, new(time.Minute)) }
+	remove := func(_ *testing.T, c *Cache) { c.Retain(nil, new(time.Minute)) }
 	tests := []struct {
 		name        string
 		max         *time.Duration
@@ -208,7 +208,7 @@ func TestTheEndRevokesAllThatIsLent(t *testing.T) {
 
 func TestTheEndTakesNoLongerThanItMay(t *testing.T) {
 	hangs := func(ctx context.Context, _ *config.Provider) error { return wait(ctx, 24*time.Hour) }
-	deaf := func(context.Context, *config.Provider) error { return wait(context.Background(), 40*time.Second) }
+	deaf := func(ctx context.Context, _ *config.Provider) error { return wait(context.WithoutCancel(ctx), 40*time.Second) }
 	tests := []struct {
 		name    string
 		has     time.Duration // 0: no end

@@ -502,7 +502,7 @@ func TestACloseEndsWithTheRequest(t *testing.T) {
 	defer process.Stop()
 	request, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	b.Caller.close(request, p, path, process)
+	b.close(request, p, path, process)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if log := b.log.String(); !strings.Contains(log, "given up before the backend could close") {

@@ -14,5 +14,5 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Println(file)
+	fmt.Fprintln(os.Stdout, file)
 }

@@ -2,10 +2,7 @@ module github.com/credential-broker/credential-broker/test/vaultserver/server
 
 go 1.24.0
 
-require (
-	github.com/hashicorp/vault v1.19.5
-	github.com/hashicorp/vault/sdk v0.15.3-0.20250529131706-7010adf2c676
-)
+require github.com/hashicorp/vault v1.19.5
 
 require (
 	cel.dev/expr v0.19.0 // indirect
@@ -294,6 +291,7 @@ require (
 	github.com/hashicorp/vault-plugin-secrets-terraform v0.11.0 // indirect
 	github.com/hashicorp/vault/api v1.16.0 // indirect
 	github.com/hashicorp/vault/api/auth/kubernetes v0.6.0 // indirect
+	github.com/hashicorp/vault/sdk v0.15.3-0.20250529131706-7010adf2c676 // indirect
 	github.com/hashicorp/vault/vault/hcp_link/proto v0.0.0-20230201201504-b741fa893d77 // indirect
 	github.com/hashicorp/vic v1.5.1-0.20190403131502-bbfe86ec9443 // indirect
 	github.com/hashicorp/yamux v0.1.2 // indirect
