@@ -32,7 +32,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build broker vault-server demo demo-vault dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ broker:
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .
+
+demo-vault: build ## The same with a real Vault: a robot that is rotated, a user that is lent (builds Vault first where it is not yet: about 10 minutes)
+	@cd test/demo && go run . -vault
 
 dashboard: build ## Draw docs/dashboard.svg: the Grafana dashboard, of a real agent and Prometheus under load (5 minutes; installs Debian's prometheus)
 	@cd test/dashboard && go run .

@@ -29,13 +29,18 @@ type Backend struct {
 	// logins are those that may be used again, by identity.
 	logins kept.Tokens[string, *login]
 	// loans are credentials with a lease, or an expiry of their own, by identity and secret.
-	loans kept.Tokens[string, loan]
-	lent  lent
+	loans   kept.Tokens[string, loan]
+	ungiven ungiven
 	// mounts are what is known of Vault's engines, and lookUps has one request find out for many; nothing is kept there.
 	mounts  mounts
 	lookUps kept.Tokens[string, mount]
-	// revocations are under way.
-	revocations sync.WaitGroup
+	// tasks are under way that nobody waits for before the end; revoking has an element for each revocation.
+	tasks    sync.WaitGroup
+	revoking chan struct{}
+
+	mu      sync.Mutex
+	sweeper *time.Timer // nil: there is nothing to sweep
+	closed  bool
 }
 
 // entry is one of the settings' secrets, compiled.
@@ -48,7 +53,7 @@ type entry struct {
 }
 
 // New checks the settings. It opens no connection, and reads no credentials.
-func New(_ context.Context, cfg Config) (*Backend, error) {
+func New(ctx context.Context, cfg Config) (*Backend, error) {
 	env := takeEnvironment()
 	cfg = cfg.withDefaults(env)
 	b := &Backend{cfg: cfg}
@@ -56,6 +61,7 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 	if err := errors.Join(env.problems(), err); err != nil {
 		return nil, err
 	}
+	env.warn(ctx)
 	b.entries, b.role = entries, role
 	b.server = newServer(&b.cfg)
 	if !b.cfg.Auth.WebIdentity.IsZero() {
@@ -65,19 +71,18 @@ func New(_ context.Context, cfg Config) (*Backend, error) {
 	}
 	b.logins.Expires, b.logins.Dropped = (*login).keptUntil, b.retire
 	b.lookUps.Expires = func(mount) time.Time { return time.Time{} }
-	b.loans.Expires = func(l loan) time.Time { return l.expires }
+	b.loans.Expires, b.loans.UntilEnd = func(l loan) time.Time { return l.expires }, true
+	b.revoking = make(chan struct{}, maxRevoking)
 	return b, nil
 }
 
 // defaultAudience is what an identity token is for, where the settings do not say.
 const defaultAudience = "vault"
 
-// Prepare does ahead of the first request what that needs and nobody is asked for: it reads the certificates that Vault's is verified with, and makes the client. It takes its time, and is for a goroutine of its own, while the
-// broker is yet to ask; the first request waits for it. What fails here fails there.
-func (b *Backend) Prepare() { b.server.prepare() }
-
-// Serving is the backend as it is served: one that never logs in has nothing to put away in the end, and is no backends.Closer.
+// Serving is the backend as it is served: one that never logs in has nothing to put away in the end, and is no backends.Closer. Ahead of the first request, which waits for it, it begins to do what that needs and nobody is asked
+// for: to read the certificates that Vault's is verified with. What fails there, fails again in a request.
 func (b *Backend) Serving() backends.Backend {
+	b.tasks.Go(b.server.prepare)
 	if b.cfg.Auth.logsIn() {
 		return b
 	}
@@ -112,6 +117,13 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 	var failed []error
 	for _, e := range matching {
 		l, err := b.secret(ctx, req, w, e, old)
+		if err == nil && l.LeaseID != "" {
+			if len(loans) > 0 && loans[0].LeaseID != l.LeaseID {
+				err = backends.InvalidConfig("all", "%s makes a credential with a lease, and another entry for the image does too: a broker knows one lease of an answer", e.field)
+			} else {
+				loans = []loan{l}
+			}
+		}
 		if err != nil {
 			failed = append(failed, err)
 			continue
@@ -119,18 +131,14 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		credentials, wide, err := b.credentials(ctx, req, w, e, l)
 		if err != nil {
 			failed = append(failed, err)
-			b.unlend(ctx, l)
 			continue
 		}
 		if !wide {
 			response.Scope = backends.ScopeImage
 		}
 		response.Credentials = append(response.Credentials, credentials...)
-		if l.refresh > 0 {
+		if l.refresh > 0 && (response.CacheDuration == nil || l.refresh < *response.CacheDuration) {
 			response.CacheDuration = &l.refresh
-		}
-		if l.LeaseID != "" {
-			loans = append(loans, l)
 		}
 	}
 	if len(failed) == len(matching) {
@@ -141,6 +149,7 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		response.CacheDuration = new(time.Duration) // so that it is tried again
 	}
 	response.Lease = leaseOf(ctx, loans)
+	b.ungiven.given(loans)
 	return response, nil
 }
 

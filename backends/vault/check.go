@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/vault/api"
+
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
 )
@@ -83,6 +85,10 @@ func (b *Backend) health(ctx context.Context) error {
 // whoAmI tells whose login it is, by its own word.
 func (b *Backend) whoAmI(ctx context.Context, l *login) error {
 	got, _, err := b.lookUpSelf(ctx, l)
+	if denied(err) {
+		slog.WarnContext(ctx, "the login may not look itself up", "reason", err.Error())
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -122,7 +128,11 @@ func (b *Backend) checkSecret(ctx context.Context, req backends.Request, w who, 
 	doing := "ask what the login may do with " + m.apiPath(path)
 	got, c, err := b.server.write(ctx, doing, client, "sys/capabilities-self", map[string]any{"paths": []string{m.apiPath(path)}})
 	if err != nil || got == nil {
-		return b.server.explain(ctx, c, err, nil)
+		if err = b.server.explain(ctx, c, err, nil); !denied(err) {
+			return err
+		}
+		slog.WarnContext(ctx, "the login may not ask what it may: to add to a policy, unless it has the policy default: "+stanza("sys/capabilities-self", "update"))
+		got = &api.Secret{Data: map[string]any{m.apiPath(path): []any{"read"}}} // which will be seen
 	}
 	may, _ := got.Data[m.apiPath(path)].([]any)
 	if !slices.Contains(may, any("read")) && !slices.Contains(may, any("root")) {
@@ -142,4 +152,10 @@ func (b *Backend) checkSecret(ctx context.Context, req backends.Request, w who, 
 	}
 	slog.InfoContext(ctx, "the login may read the secret", "path", m.apiPath(path), "engine", string(m.engine), "fields", fieldsOf(read.data), "credentials", len(found))
 	return nil
+}
+
+// denied: the login's policies do not let it, and nothing else is wrong.
+func denied(err error) bool {
+	f, ok := errors.AsType[*failure](err)
+	return ok && f.err == nil && f.hint == hintDenied
 }

@@ -84,6 +84,23 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckWithoutTheDefaultPolicy: what a pull does not need is no error.
+func TestCheckWithoutTheDefaultPolicy(t *testing.T) {
+	r := use(t)
+	mount, _ := r.kvOf(1, "x", map[string]any{"username": "u", "password": "p"})
+	auth := r.appRole(map[string]any{"token_no_default_policy": true}, r.reads(mount+"/*"))
+	said := logged(t, func() {
+		if err := r.backend(Config{Auth: auth, Secrets: []Secret{{Path: mount + "/x"}}}).Check(t.Context(), backends.Request{Image: image}); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, want := range []string{"the login may not look itself up", "the login may not ask what it may", "the login may read the secret"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("want %s in:\n%s", want, said)
+		}
+	}
+}
+
 // TestCheckOfPods: without a pod's token there is little to check.
 func TestCheckOfPods(t *testing.T) {
 	r := use(t)

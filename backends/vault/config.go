@@ -286,7 +286,7 @@ func (a *Auth) validate(field string, p *problems) template {
 		if a.Role == "" && a.Method == MethodKubernetes {
 			p.add(field+".role", "want the role to log in to")
 		}
-		if !a.WebIdentity.IsZero() {
+		if !a.WebIdentity.IsZero() && a.Method == MethodJWT {
 			if err := a.WebIdentity.Validate(field+".webIdentity", webSources); err != nil {
 				*p = append(*p, err)
 			}

@@ -25,6 +25,8 @@ func TestSettings(t *testing.T) {
 		"a socket":                      {func(c *Config) { c.Address = "unix:///run/vault-agent.sock" }, nil},
 		"a relative socket":             {func(c *Config) { c.Address = "unix://run/agent.sock" }, []string{"address: want the absolute path of a socket"}},
 		"a user in the address":         {func(c *Config) { c.Address = "https://u:secret-pw@vault.example" }, []string{"address: want a URL without user"}},
+		"link-local":                    {func(c *Config) { c.Address = "http://169.254.7.7:8200" }, []string{"address: want https"}},
+		"a URL that cannot be read":     {func(c *Config) { c.Address = "https://u:secret-%zz@vault.example" }, []string{"address: want a URL such as https://vault.example:8200, and this is none"}},
 		"no URL":                        {func(c *Config) { c.Address = "vault.example" }, []string{"address: want a URL such as"}},
 		"a redirect with a path":        {func(c *Config) { c.RedirectAddresses = []string{"https://v.example/x", "ftp://v.example"} }, []string{"redirectAddresses[0]: want a node's URL without a path", "redirectAddresses[1]: want a URL"}},
 		"a namespace":                   {func(c *Config) { c.Namespace = "admin/team-a/" }, nil},

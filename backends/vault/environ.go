@@ -2,9 +2,12 @@ package vault
 
 import (
 	"cmp"
+	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,6 +69,23 @@ var without = map[string]string{
 	"VAULT_SKIP_VERIFY": "give the server's certificate authority in caFile: without verification, anybody on the way would be sent the logins",
 }
 
+// needless are those that mean nothing here, and do no harm.
+var needless = map[string]string{
+	"VAULT_CLIENT_TIMEOUT":    "the provider's timeout bounds everything",
+	"VAULT_MAX_RETRIES":       "what passes is tried three times",
+	"VAULT_RATE_LIMIT":        "few requests are made, and Vault's own quotas are heeded",
+	"VAULT_DISABLE_REDIRECTS": "none is followed but to redirectAddresses",
+}
+
+// warn tells of those.
+func (e environment) warn(ctx context.Context) {
+	for name, why := range needless {
+		if e[name] != "" {
+			slog.InfoContext(ctx, name+" is not heeded", "why", why)
+		}
+	}
+}
+
 // problems are those that would otherwise be found out later, or never.
 func (e environment) problems() error {
 	var p problems
@@ -74,6 +94,9 @@ func (e environment) problems() error {
 		if skip, err := strconv.ParseBool(e[name]); refused && (name != "VAULT_SKIP_VERIFY" && name != "VAULT_SRV_LOOKUP" || skip || err != nil) && e[name] != "" {
 			p.add("", "%s is set, and not heeded: %s; remove it from env or inheritEnv", name, instead)
 		}
+	}
+	if path := e["VAULT_CAPATH"]; path != "" && !filepath.IsAbs(path) {
+		p.add("", "VAULT_CAPATH: want an absolute path, got %q", path)
 	}
 	return errors.Join(p...)
 }

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,11 @@ func unknownToken(err error) bool {
 	return ok && f.err == nil && f.status == http.StatusForbidden && (f.hint == hintToken || f.hint == hintNone)
 }
 
+// elsewhere says that it may be another engine by now that is asked.
+func (f *failure) elsewhere() bool {
+	return f.err == nil && (f.status == http.StatusNotFound || f.status == http.StatusBadRequest || f.status == http.StatusMethodNotAllowed)
+}
+
 // hint is what an error's words mean.
 type hint int
 
@@ -41,6 +47,7 @@ const (
 	hintToken
 	hintDenied
 	hintKeys
+	hintUnconfigured
 	hintNoRole
 	hintNoEngine
 	hintNamespace
@@ -76,6 +83,8 @@ var phrases = []struct {
 	{"error occurred:\n\t* permission denied", hintDenied},
 	{"preflight capability check", hintDenied},
 	{"fetching keys", hintKeys},
+	{"could not load backend configuration", hintUnconfigured},
+	{"'aud': source data must be", hintAudience}, // of a Kubernetes role without one
 	{"missing role", hintNoRole},
 	{"no handler for route", hintNoEngine},
 	{"unsupported path", hintNoEngine},
@@ -139,7 +148,13 @@ func meaning(body []byte) hint {
 // passing says that the next moment may be better. That a role is for somebody else is for good, although auth/azure says so with status 500.
 func (e exchange) passing() bool {
 	_, cut := errors.AsType[*remote.CutError](e.err)
-	return cut || e.err == nil && e.hint != hintClaims && (e.hint == hintKeys || e.status >= 500 && e.status != http.StatusNotImplemented || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
+	return cut || e.err == nil && e.hint != hintClaims && (e.hint == hintKeys || e.status >= 500 && e.status != http.StatusNotImplemented && e.hint != hintUnconfigured && e.hint != hintAudience || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
+}
+
+// untouched says that Vault has done nothing about the question.
+func (e exchange) untouched() bool {
+	_, absent := errors.AsType[*remote.AbsentError](e.err)
+	return absent || e.err == nil && (e.hint == hintSealed || e.hint == hintStandby || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
 }
 
 // final says that asking again soon is pointless.
@@ -228,6 +243,8 @@ func (e exchange) words() string {
 		return "permission denied"
 	case hintKeys:
 		return "Vault cannot get the keys of the token's issuer"
+	case hintUnconfigured:
+		return "the auth method is enabled, and not configured"
 	case hintNoRole:
 		return "no role is named, and the auth method has no default"
 	case hintNoEngine:
@@ -280,11 +297,22 @@ func (e exchange) words() string {
 
 // generalAdvice is what to do whatever was asked for.
 func (s *server) generalAdvice(e exchange) string {
+	text := s.remedy(e)
+	if e.wait > 0 && !errors.Is(e.err, errHeld) {
+		if text != "" {
+			text += "; "
+		}
+		text += fmt.Sprintf("it wants to be asked again in %s, and is not asked before", e.wait.Round(time.Second))
+	}
+	return text
+}
+
+func (s *server) remedy(e exchange) string {
 	switch {
 	case e.redirect != "" && e.err != nil:
 		return "nothing is sent there; if that is a node of the same cluster, name it in redirectAddresses"
-	case e.wait > 0:
-		return fmt.Sprintf("it wants to be asked again in %s, and is not asked before: a longer cacheDuration, or an agent on the node, makes fewer requests; `vault read sys/quotas/rate-limit/NAME` shows the quota", e.wait.Round(time.Second))
+	case e.status == http.StatusTooManyRequests:
+		return "a longer cacheDuration, or an agent on the node, makes fewer requests; `vault read sys/quotas/rate-limit/NAME` shows the quota"
 	case e.hint == hintSealed:
 		return "`vault operator unseal`, on each node"
 	case e.hint == hintUninitialized:
@@ -294,15 +322,26 @@ func (s *server) generalAdvice(e exchange) string {
 	case e.status == http.StatusPreconditionFailed:
 		return "a performance standby is behind: it is asked again; if it stays so, see the cluster's replication"
 	case e.untrusted():
-		return "give the certificate authority of Vault's certificate in caFile, and its name, if it is for another than the address has, in tlsServerName"
+		return distrusted(e.err)
 	case e.hint == hintNamespace, e.hint == hintNoEngine && s.cfg.Namespace != "":
-		return fmt.Sprintf("see namespace (%q): `vault namespace list` shows those that there are; Vault Community has none", s.cfg.Namespace)
+		return fmt.Sprintf("see namespace (%q), and those of auth and of the secret: `vault namespace list` shows those that there are; Vault Community has none", s.cfg.Namespace)
 	case isDistrust(e.err):
 		return "Vault wants a client certificate that it trusts: see auth.certFile"
-	case e.err != nil && !errors.Is(e.err, errHeld):
+	case e.err != nil:
 		return "the way there has to be open: address, DNS, routes, a firewall's list, HTTPS_PROXY; `curl ADDRESS/v1/sys/health` tries it"
 	}
 	return ""
+}
+
+// distrusted is what to do about a certificate of Vault's that is not taken.
+func distrusted(err error) string {
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "give the name that the certificate is for in tlsServerName, or another address"
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "the certificate has to be renewed, or this machine's clock be set (timedatectl, chronyc)"
+	}
+	return "give the certificate authority of Vault's certificate in caFile"
 }
 
 func isDistrust(err error) bool {
@@ -334,6 +373,8 @@ func (b *Backend) loginAdvice(e exchange, w who) string {
 		return fmt.Sprintf("`vault read auth/%s/config` shows by which keys it judges", auth.Mount)
 	case hintKeys:
 		return fmt.Sprintf("`vault read auth/%s/config` shows where they are: can Vault reach that?", auth.Mount)
+	case hintUnconfigured:
+		return fmt.Sprintf("`vault write auth/%s/config …` does that", auth.Mount)
 	case hintNoRole:
 		return "set auth.role"
 	case hintServerID:

@@ -3,6 +3,7 @@ package vault
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
@@ -43,6 +44,8 @@ func TestUnwell(t *testing.T) {
 		"no leader":                             {vaultSays(500, "local node not active but active cluster node not found"), unavailable, []string{"the node is a standby, and knows no active one", "vault operator members"}, tries},
 		"a performance standby behind":          {at("secret", vaultSays(412, "required index state not present")), unavailable, []string{"read secret-", "has not yet seen what another node has just written (HTTP status 412)", "a performance standby is behind"}, 0},
 		"a quota":                               {header(vaultSays(429, "rate limit quota exceeded"), "Retry-After", "120"), unavailable, []string{"a rate limit quota is used up (HTTP status 429)", "it wants to be asked again in 2m0s, and is not asked before"}, 1},
+		"busy for a while":                      {header(vaultSays(503, "the proxy is busy"), "Retry-After", "120"), unavailable, []string{"Vault has failed (HTTP status 503): it wants to be asked again in 2m0s, and is not asked before"}, 1},
+		"a method that is not configured":       {at("auth/", vaultSays(500, "could not load backend configuration")), refused, []string{"the auth method is enabled, and not configured (HTTP status 500)", "vault write auth/approle-"}, 1},
 		"permission denied":                     {at("sys/internal", vaultSays(403, "preflight capability check returned 403")), refused, []string{"look up the engine of secret-", "permission denied (HTTP status 403)", "To add: `path \"secret-"}, 0},
 		"no such namespace":                     {vaultSays(404, "namespace not found"), refused, []string{"there is no such namespace (HTTP status 404)", "see namespace (\"\")"}, 1},
 		"no such method":                        {at("auth/", vaultSays(403, "permission denied")), refused, []string{"permission denied (HTTP status 403)", "is the method enabled at auth/approle-"}, 1},
@@ -63,7 +66,7 @@ func TestUnwell(t *testing.T) {
 		"the keys of an issuer are not there":   {at("auth/", vaultSays(400, "error validating token: error verifying token signature: fetching keys oidc: get keys failed")), unavailable, []string{"Vault cannot get the keys of the token's issuer", "can Vault reach that?"}, tries},
 		"the answer to the secret is an error":  {at("secret", vaultSays(400, "unknown role: none")), refused, []string{"there is no such role", "is the engine's role in secret-"}, 0},
 		"the answer to the mount is nonsense":   {at("sys/internal", vaultserver.Fault{Status: 200, Body: `{"data":{"path":"other/","type":"kv"}}`}), unavailable, []string{"look up the engine of", "none that Vault documents"}, 0},
-		"a wrapping token that somebody stole":  {at("sys/wrapping", vaultSays(400, "wrapping token is not valid or does not exist")), refused, []string{"read secret-", "unwrap it", "the wrapping token has been used or has expired"}, 0},
+		"a wrapping token that somebody stole":  {at("sys/wrapping", vaultSays(400, "wrapping token is not valid or does not exist")), refused, []string{"read secret-", "unwrap it", "the wrapping token has been used or has expired", "somebody else may have unwrapped it"}, 0},
 		"the login is unknown as soon as made":  {at("sys/internal", vaultSays(403, "2 errors occurred: permission denied, invalid token")), refused, []string{"Vault does not know the token, or not any more"}, 0},
 		"a TLS listener that speaks HTTP alone": {vaultserver.Fault{Status: 400, Body: "Client sent an HTTP request to an HTTPS server."}, refused, []string{"Vault refuses it (HTTP status 400)"}, 1},
 	} {
@@ -211,7 +214,7 @@ func TestTLS(t *testing.T) {
 		says   []string
 	}{
 		"another authority": {func(c *Config) { c.CAFile = r.file(string(r.ClientCA())) }, refused, []string{"certificate signed by unknown authority", "give the certificate authority of Vault's certificate in caFile"}},
-		"another name":      {func(c *Config) { c.TLSServerName = "vault.example" }, refused, []string{"tlsServerName"}},
+		"another name":      {func(c *Config) { c.TLSServerName = "vault.example" }, refused, []string{"give the name that the certificate is for in tlsServerName"}},
 		"no file":           {func(c *Config) { c.CAFile = "/nonexistent/ca.pem" }, misconfigured, []string{"caFile: /nonexistent/ca.pem: no such file"}},
 		"no certificate":    {func(c *Config) { c.CAFile = r.file("secret") }, misconfigured, []string{"caFile", "there is no certificate in it"}},
 		"nobody there":      {func(c *Config) { c.Address = "https://127.0.0.1:1" }, unavailable, []string{"https://127.0.0.1:1", "refused", "the way there has to be open"}},
@@ -287,7 +290,6 @@ func TestNothingSecretIsLogged(t *testing.T) {
 	r := use(t)
 	path, auth := r.kv()
 	_, c := r.lending(time.Hour, time.Hour, nil)
-	c.Auth = auth
 	secretID, err := os.ReadFile(auth.SecretIDFile)
 	if err != nil {
 		t.Fatal(err)
@@ -295,13 +297,12 @@ func TestNothingSecretIsLogged(t *testing.T) {
 	var secrets []string
 	for _, c := range []Config{{Auth: auth, Secrets: []Secret{{Path: path, WrapTTL: time.Minute}}}, c} {
 		b := r.backend(c)
-		got, err := b.Credentials(t.Context(), backends.Request{Image: image})
-		if err == nil {
-			secrets = append(secrets, string(got.Credentials[0].Password))
+		got := pull(t, b, backends.Request{Image: image})
+		secrets = append(secrets, string(got.Credentials[0].Password))
+		_, renewed := b.Renew(t.Context(), backends.Request{Image: image}, got.Lease)
+		if err := errors.Join(renewed, b.Check(t.Context(), backends.Request{Image: image}), b.Close(t.Context()), b.Revoke(t.Context(), got.Lease)); err != nil {
+			t.Error(err)
 		}
-		_ = b.Check(t.Context(), backends.Request{Image: image})
-		_, _ = b.Renew(t.Context(), backends.Request{Image: image}, got.Lease)
-		_ = b.Close(t.Context())
 	}
 	for _, q := range r.front.Requests() {
 		secrets = append(secrets, q.Token)
@@ -315,4 +316,56 @@ func TestNothingSecretIsLogged(t *testing.T) {
 	if !strings.Contains(log.String(), "logged in to Vault") {
 		t.Errorf("nothing was logged: %s", log.String())
 	}
+}
+
+// TestAQuotaOfOneIsNoTroubleOfAnother: Vault counts by mount and namespace.
+func TestAQuotaOfOneIsNoTroubleOfAnother(t *testing.T) {
+	r := use(t)
+	mount, auth := r.kvOf(1, "x", map[string]any{"username": "u", "password": "p"})
+	path, _ := r.kv()
+	auth = r.appRole(nil, r.reads(mount+"/*", r.name("secret")+"/*"))
+	b := r.backend(Config{Auth: auth, Secrets: []Secret{{MatchImages: []string{host}, Path: path}, {Path: mount + "/x"}}})
+	r.front.Fail(vaultserver.Fault{Path: mount, Status: 429, Header: http.Header{"Retry-After": {"600"}}})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err := b.Credentials(ctx, backends.Request{Image: "quay.example/app"})
+	fails(t, err, unavailable, "busy")
+	is(t, pull(t, b, backends.Request{Image: image}), host, "robot", "pw-of-harbor")
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if asked := r.asked(); asked[len(asked)-1] != "PUT auth/token/revoke-self 204" {
+		t.Errorf("asked %q", asked)
+	}
+}
+
+// TestWhatIsAskedOnce is not repeated where Vault may have done it: a credential that nobody knows would be left behind.
+func TestWhatIsAskedOnce(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	c.Auth = Auth{TokenFile: r.file(r.Token([]string{r.reads(r.name("mq") + "/*")}, nil))}
+	r.front.Fail(vaultserver.Fault{Path: r.name("mq"), Truncate: true, Times: 1})
+	_, err := r.backend(c).Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, unavailable, "read "+r.name("mq")+"/creds/pull")
+	if len(mq.Users()) != 1 {
+		t.Errorf("%d were made", len(mq.Users()))
+	}
+}
+
+// TestAnotherAuthority: caFile may be replaced while the process lives.
+func TestAnotherAuthority(t *testing.T) {
+	r := use(t)
+	path, auth := r.kv()
+	ca := r.file(string(r.ClientCA()))
+	b := r.backend(Config{Auth: auth, CAFile: ca, Secrets: []Secret{{Path: path}}})
+	_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, refused, "give the certificate authority of Vault's certificate in caFile")
+	right, err := os.ReadFile(r.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(ca, append(right, "\n\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	is(t, pull(t, b, backends.Request{Image: image}), host, "robot", "pw-of-harbor")
 }

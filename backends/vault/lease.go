@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type loan struct {
 	// TokenRenewable and TokenExpires are the login's; zero: it does not end by itself, or is renewed.
 	TokenRenewable bool      `json:"tokenRenewable,omitempty"`
 	TokenExpires   time.Time `json:"tokenExpires,omitzero"`
+	// Ends is when the credential ends by its own word, whatever its lease; zero: it has none.
+	Ends time.Time `json:"ends,omitzero"`
 	// Batch: the login cannot be revoked.
 	Batch bool `json:"batch,omitempty"`
 	// Data is what the secret says.
@@ -69,67 +72,63 @@ func loansOf(lease backends.Secret) []loan {
 	return loans
 }
 
-// lent are the loans that this process made last, so that a request renews one that has not ended, in place of another.
-type lent struct {
-	mu    sync.Mutex
-	loans map[string]loan
-}
-
-func (l *lent) remember(made loan, now time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.loans == nil {
-		l.loans = map[string]loan{}
-	}
-	maps.DeleteFunc(l.loans, func(_ string, other loan) bool { return !now.Before(other.expires) })
-	l.loans[made.Key] = made
-}
-
-func (l *lent) of(key string) (loan, bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	made, ok := l.loans[key]
-	return made, ok
-}
-
-func (l *lent) forget(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.loans, key)
-}
-
-// known is the loan of a key that may be renewed: this process's last one, or one of an answer's.
-func (b *Backend) known(key string, old []loan) (loan, bool) {
-	if made, ok := b.lent.of(key); ok {
-		return made, true
-	}
-	for _, l := range old {
-		if l.Key == key {
-			return l, true
+// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed, or one of old is that this process does not know, if that is worth it.
+func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, old []loan) (loan, error) {
+	return b.loans.Next(ctx, key, w.until(), func(ctx context.Context, kept *loan) (loan, error) {
+		if i := slices.IndexFunc(old, func(l loan) bool { return l.Key == key }); kept == nil && i >= 0 {
+			kept = &old[i]
 		}
-	}
-	return loan{}, false
-}
-
-// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then the known one is renewed, if there is one and that is worth it.
-func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, known *loan) (loan, error) {
-	return b.loans.Get(ctx, key, w.until(), func(ctx context.Context) (loan, error) {
-		if known != nil {
-			renewed, worth, err := b.renew(ctx, w, e, *known)
-			if err != nil {
-				return loan{}, err
-			}
-			if worth {
-				b.lent.remember(renewed, b.server.now())
+		if kept != nil && kept.LeaseID != "" {
+			renewed, worth, err := b.renew(ctx, w, e, *kept)
+			switch {
+			case err == nil && worth:
 				return renewed, nil
+			case err != nil && b.server.now().Add(spare).Before(kept.expires): // what there is holds for a while yet
+				slog.WarnContext(ctx, "a lease could not be renewed", "expires", kept.expires, "reason", err.Error())
+				return *kept, nil
+			case err != nil:
+				return loan{}, err
 			}
 		}
 		made, err := b.lend(ctx, w, e, path, key)
 		if err == nil && made.LeaseID != "" {
-			b.lent.remember(made, b.server.now())
+			b.ungiven.add(made)
 		}
 		return made, err
 	})
+}
+
+// spare is what a lease has to have left to be given out without a renewal.
+const spare = time.Minute
+
+// ungiven are the loans that no answer has had yet, by lease: nobody else knows of them, so that this process gives them back in the end.
+type ungiven struct {
+	mu    sync.Mutex
+	loans map[string]loan
+}
+
+func (u *ungiven) add(l loan) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.loans == nil {
+		u.loans = map[string]loan{}
+	}
+	u.loans[l.LeaseID] = l
+}
+
+// given: an answer has them now.
+func (u *ungiven) given(loans []loan) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range loans {
+		delete(u.loans, l.LeaseID)
+	}
+}
+
+func (u *ungiven) all() []loan {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Collect(maps.Values(u.loans))
 }
 
 // lend reads a secret of such an engine. The login that a lease hangs on is used for nothing else: the lease ends with it, and it with the lease.
@@ -139,7 +138,7 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 	on := func(l *login) (err error) {
 		made, err = b.read(ctx, w, l, e, mount{engine: EngineOther}, path)
 		if l.ours && (err != nil || made.LeaseID == "") {
-			l.unclaim()
+			l.unclaim(err)
 		}
 		if err != nil {
 			return err
@@ -167,7 +166,7 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 	return made, err
 }
 
-// hang notes the login that a lease hangs on.
+// hang notes the login that a lease hangs on, and has one of ours end with the lease, where that is sooner: nobody may be left to revoke it.
 func (b *Backend) hang(ctx context.Context, l *loan, on *login) {
 	if l.LeaseID == "" {
 		return
@@ -175,15 +174,46 @@ func (b *Backend) hang(ctx context.Context, l *loan, on *login) {
 	ends := on.expires
 	if on.ours {
 		l.Token, l.TokenRenewable, l.Batch = string(on.token), on.renewable && !on.batch, on.batch
+		if l.TokenRenewable && (ends.IsZero() || ends.After(l.expires.Add(spare))) {
+			shorter, err := b.renewToken(ctx, on.token, l.Duration)
+			if err != nil {
+				slog.WarnContext(ctx, "the login of a lease outlasts it", "expires", ends, "reason", err.Error())
+			} else {
+				ends = shorter
+			}
+		}
 		if !l.TokenRenewable {
 			l.TokenExpires = ends
 		}
 	} else {
 		ends = b.tokenExpiry(ctx, on)
 	}
-	if !ends.IsZero() && ends.Before(l.expires) {
-		l.expires = ends
+	l.expires = sooner(l.expires, ends)
+}
+
+// sooner is the earlier of two times, of which a zero one is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
 	}
+	return a
+}
+
+// renewToken has a login last for so many seconds from now, be that longer or shorter than it would, and says until when it does.
+func (b *Backend) renewToken(ctx context.Context, token backends.Secret, seconds int) (time.Time, error) {
+	client, err := b.server.as(token, b.cfg.Auth.Namespace)
+	if err != nil {
+		return time.Time{}, err
+	}
+	asked := b.server.now()
+	got, c, err := b.server.write(ctx, "renew the login of a lease", client, "auth/token/renew-self", map[string]any{"increment": seconds})
+	if err != nil || got == nil || got.Auth == nil {
+		return time.Time{}, b.server.explain(ctx, c, err, nil)
+	}
+	if got.Auth.LeaseDuration == 0 {
+		return time.Time{}, nil
+	}
+	return asked.Add(time.Duration(got.Auth.LeaseDuration) * time.Second), nil
 }
 
 // tokenExpiry asks when a token ends that was not got here; zero: never, or nobody says. A Vault Agent or Proxy renews its own.
@@ -244,17 +274,8 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 		token, ends = own.token, b.tokenExpiry(ctx, own)
 	}
 	if l.TokenRenewable {
-		client, err := b.server.as(token, b.cfg.Auth.Namespace)
-		if err != nil {
-			return loan{}, false, err
-		}
-		asked := b.server.now()
-		got, c, err := b.server.write(ctx, "renew the login of a lease", client, "auth/token/renew-self", nil)
-		if err != nil {
-			return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
-		}
-		if got != nil && got.Auth != nil && got.Auth.LeaseDuration > 0 {
-			ends = asked.Add(time.Duration(got.Auth.LeaseDuration) * time.Second)
+		if ends, err = b.renewToken(ctx, token, l.Duration); err != nil {
+			return loan{}, false, lasting(err)
 		}
 	}
 	client, err := b.server.as(token, e.Namespace)
@@ -266,10 +287,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 	if err != nil || got == nil {
 		return loan{}, false, lasting(b.server.explain(ctx, c, err, nil))
 	}
-	l.expires = asked.Add(time.Duration(got.LeaseDuration) * time.Second)
-	if !ends.IsZero() && ends.Before(l.expires) {
-		l.expires = ends
-	}
+	l.expires = sooner(sooner(asked.Add(time.Duration(got.LeaseDuration)*time.Second), ends), l.Ends)
 	return l, l.expires.Sub(asked) >= time.Duration(l.Duration)*time.Second/2, nil
 }
 
@@ -285,23 +303,13 @@ func lasting(err error) error {
 func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
 	var failed []error
 	for _, l := range loansOf(lease) {
-		b.loans.Forget(l.Key)
-		b.lent.forget(l.Key)
+		b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
+		b.ungiven.given([]loan{l})
 		if err := b.giveBack(ctx, l); err != nil {
 			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
-}
-
-// unlend gives back what nobody gets.
-func (b *Backend) unlend(ctx context.Context, l loan) {
-	if l.LeaseID == "" {
-		return
-	}
-	if err := b.Revoke(ctx, leaseOf(ctx, []loan{l})); err != nil {
-		slog.WarnContext(ctx, "a lease that nobody gets was not revoked: it ends by itself", "expires", l.expires, "reason", err.Error())
-	}
 }
 
 func (b *Backend) giveBack(ctx context.Context, l loan) error {

@@ -55,7 +55,7 @@ func TestALease(t *testing.T) {
 		}
 		lease = got.Lease
 	}
-	want := []string{"PUT auth/approle/login 200", "GET sys/internal/ui/mounts/mq/creds/pull 200", "GET mq/creds/pull 200"}
+	want := []string{"PUT auth/approle/login 200", "GET sys/internal/ui/mounts/mq/creds/pull 200", "GET mq/creds/pull 200", "PUT auth/token/renew-self 200"} // the last has the login end with the lease
 	if asked := r.asked(); !slices.Equal(asked, want) {
 		t.Errorf("asked %q", asked)
 	}
@@ -132,9 +132,10 @@ func TestWhatIsNotWorthARenewal(t *testing.T) {
 	for name, test := range map[string]struct {
 		lease, longest time.Duration
 		settings       map[string]any
+		lent           time.Duration // for so long, at first, in place of what it was
 		spoil          func(r *rig, lease backends.Secret) backends.Secret
 	}{
-		"its longest life is over soon": {lease: time.Hour, longest: 10 * time.Minute},
+		"its longest life is over soon": {lease: time.Hour, longest: 10 * time.Minute, lent: time.Hour},
 		"its login is not renewed":      {lease: time.Hour, longest: time.Hour, settings: map[string]any{"token_explicit_max_ttl": "5m"}},
 		"revoked": {lease: time.Hour, longest: time.Hour, spoil: func(r *rig, lease backends.Secret) backends.Secret {
 			if err := r.API().Sys().Revoke(loansOf(lease)[0].LeaseID); err != nil {
@@ -158,9 +159,9 @@ func TestWhatIsNotWorthARenewal(t *testing.T) {
 			lease := first.Lease
 			if test.spoil != nil {
 				lease = test.spoil(r, lease)
-			} else { // time has passed: it was lent for longer than can be had now
+			} else if test.lent > 0 {
 				l := loansOf(lease)
-				l[0].Duration = int(4 * time.Hour / time.Second)
+				l[0].Duration = int(test.lent / time.Second)
 				lease = leaseOf(t.Context(), l)
 			}
 			got, err := r.backend(c).Renew(t.Context(), backends.Request{Image: image}, lease)
@@ -262,6 +263,33 @@ func TestOneLeaseForManyAtOnce(t *testing.T) {
 	r.gone(mq, slices.Collect(maps.Keys(leases))[0])
 }
 
+// TestALeaseDoesNotHangOnALoginInUse: otherwise whoever uses it would lose it with the lease.
+func TestALeaseDoesNotHangOnALoginInUse(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	path, _ := r.kv()
+	c.Auth = r.appRole(nil, r.reads(r.name("secret")+"/*", r.name("mq")+"/*"))
+	c.Secrets = []Secret{{MatchImages: []string{host}, Path: path}, c.Secrets[0]}
+	b := r.backend(c)
+	pull(t, b, backends.Request{Image: image}) // so that there is a login
+	l, fresh, err := b.login(t.Context(), who{})
+	if err != nil || fresh {
+		t.Fatalf("%t, %v", fresh, err)
+	}
+	got := pull(t, b, backends.Request{Image: "quay.example/app"}) // meanwhile
+	if loansOf(got.Lease)[0].Token == string(l.token) {
+		t.Error("the lease hangs on a login that is in use")
+	}
+	if err := b.Revoke(t.Context(), got.Lease); err != nil {
+		t.Error(err)
+	}
+	r.gone(mq, got.Lease)
+	if _, err := r.As(string(l.token)).Auth().Token().LookupSelf(); err != nil {
+		t.Errorf("whoever used the login has lost it: %v", err)
+	}
+	b.leave(l)
+}
+
 // TestAnEngineWithoutLeases: nothing hangs on the login, which is given back.
 func TestAnEngineWithoutLeases(t *testing.T) {
 	r := use(t)
@@ -274,8 +302,14 @@ func TestAnEngineWithoutLeases(t *testing.T) {
 	if err != nil || got.Lease != "" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	b.revocations.Wait()
-	if asked := r.asked(); asked[len(asked)-1] != "PUT auth/token/revoke-self 204" {
+	if _, err := b.Credentials(t.Context(), backends.Request{Image: image}); err != nil {
+		t.Error(err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	want := []string{"PUT auth/approle/login 200", "GET secret/data/registries/harbor.example 200", "GET secret/data/registries/harbor.example 200", "PUT auth/token/revoke-self 204"}
+	if asked := r.asked(); !slices.Equal(asked, want) {
 		t.Errorf("asked %q", asked)
 	}
 }
@@ -285,7 +319,115 @@ func TestALeaseThatNobodyGets(t *testing.T) {
 	r := use(t)
 	mq, c := r.lending(time.Hour, time.Hour, nil)
 	c.Secrets[0].PasswordField = "token"
-	_, err := r.backend(c).Credentials(t.Context(), backends.Request{Image: image})
-	fails(t, err, refused, `the secret has no field "token": it has "password", "username"`)
+	b := r.backend(c)
+	for range 3 {
+		_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+		fails(t, err, refused, `the secret has no field "token": it has "password", "username"`)
+	}
+	oneUser(t, mq)
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
 	r.gone(mq, "")
+}
+
+// TestWhoeverNamesAnImageEndsNobodysLease: a request that fails leaves alone what others have.
+func TestWhoeverNamesAnImageEndsNobodysLease(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	c.Secrets = []Secret{{Path: r.name("mq") + "/creds/pull", Registry: host, MatchImages: []string{host, "other.example"}}, {Path: r.name("mq") + "/creds/pull", PasswordField: "none"}}
+	b := r.backend(c)
+	pull(t, b, backends.Request{Image: image})
+	_, err := b.Credentials(t.Context(), backends.Request{Image: "other.example/app"})
+	fails(t, err, misconfigured, "harbor.example is no auth key for the image other.example/app")
+	_, err = b.Credentials(t.Context(), backends.Request{Image: "third.example/app"})
+	fails(t, err, refused, `the secret has no field "none"`)
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	oneUser(t, mq)
+}
+
+// TestOneLeaseOfAnAnswer: a broker knows leases by the answers that have them, whole.
+func TestOneLeaseOfAnAnswer(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	mq.Role("push", nil)
+	c.All = true
+	c.Secrets = []Secret{{Path: r.name("mq") + "/creds/pull"}, {Path: r.name("mq") + "/creds/pull", Registry: "{host}/team-a"}, {MatchImages: []string{host + "/team-a"}, Path: r.name("mq") + "/creds/push"}}
+	b := r.backend(c)
+	got, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	if err != nil || len(got.Credentials) != 2 || len(loansOf(got.Lease)) != 1 || got.CacheDuration == nil || *got.CacheDuration != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	other, err := b.Credentials(t.Context(), backends.Request{Image: host + "/team-a-too"})
+	if err != nil || other.Lease != got.Lease {
+		t.Errorf("%+v, %v", other, err)
+	}
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for len(mq.Users()) > 1 {
+		if t.Context().Err() != nil {
+			t.Fatal("what reached nobody is still there")
+		}
+		time.Sleep(10 * time.Millisecond) // polls
+	}
+	oneUser(t, mq)
+}
+
+// TestSealedAtHalfOfALease: what there is holds for a while yet.
+func TestSealedAtHalfOfALease(t *testing.T) {
+	r := use(t)
+	mq, c := r.lending(time.Hour, time.Hour, nil)
+	b := r.backend(c)
+	now := time.Now()
+	b.server.now = func() time.Time { return now }
+	b.loans.Now, b.logins.Now = b.server.now, b.server.now
+	b.server.sleep = func(context.Context, time.Duration) bool { return true }
+	first := pull(t, b, backends.Request{Image: image})
+	r.front.Fail(vaultSays(503, "Vault is sealed"))
+	now = now.Add(31 * time.Minute)
+	username, password := oneUser(t, mq)
+	got := pull(t, b, backends.Request{Image: "quay.example/app"})
+	is(t, got, "quay.example", username, password)
+	if !got.Credentials[0].Expires.Equal(first.Credentials[0].Expires) || got.Lease != first.Lease {
+		t.Errorf("%+v", got)
+	}
+	now = now.Add(29 * time.Minute)
+	_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, unavailable, "Vault is sealed")
+}
+
+// TestTheCredentialsOwnEnd is not put off by a renewal.
+func TestTheCredentialsOwnEnd(t *testing.T) {
+	r := use(t)
+	_, c := r.lending(time.Hour, 24*time.Hour, nil)
+	b := r.backend(c)
+	first := pull(t, b, backends.Request{Image: image})
+	l := loansOf(first.Lease)
+	l[0].Ends = time.Now().Add(50 * time.Minute).Truncate(time.Second)
+	got, err := r.backend(c).Renew(t.Context(), backends.Request{Image: image}, leaseOf(t.Context(), l))
+	if err != nil || !got.Credentials[0].Expires.Equal(l[0].Ends) {
+		t.Errorf("%+v, %v, want %s", got, err, l[0].Ends)
+	}
+}
+
+// TestAnEngineThatLendsNoMore: what was known of the path does not outlive the engine.
+func TestAnEngineThatLendsNoMore(t *testing.T) {
+	r := use(t)
+	_, c := r.lending(time.Hour, time.Hour, nil)
+	c.Auth = r.appRole(nil, r.reads(r.name("mq")+"/*"))
+	b := r.backend(c)
+	now := time.Now()
+	b.server.now = func() time.Time { return now }
+	b.loans.Now, b.logins.Now = b.server.now, b.server.now
+	pull(t, b, backends.Request{Image: image})
+	if err := r.API().Sys().Unmount(r.name("mq")); err != nil {
+		t.Fatal(err)
+	}
+	r.KV2(r.name("mq"))
+	r.Put(r.name("mq"), "creds/pull", map[string]any{"username": "u", "password": "p"})
+	now = now.Add(31 * time.Minute)
+	is(t, pull(t, b, backends.Request{Image: image}), host, "u", "p")
 }

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -65,11 +66,11 @@ func (l *login) claim() bool {
 	return true
 }
 
-// unclaim: there is no lease after all.
-func (l *login) unclaim() {
+// unclaim: there is no lease after all. Where that is because of an error, one may have been made nevertheless, and is to end with the login.
+func (l *login) unclaim(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leased, l.retired = false, true
+	l.leased, l.retired = false, l.retired || err != nil
 }
 
 // leave ends the use of a login.
@@ -90,7 +91,7 @@ func (b *Backend) retire(l *login) {
 
 // bury is for a login that Vault does not take any more.
 func (b *Backend) bury(w who, l *login) {
-	b.logins.Forget(w.key())
+	b.logins.ForgetIf(w.key(), func(kept *login) bool { return kept == l })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.retired, l.dead = true, true
@@ -101,7 +102,9 @@ func (b *Backend) giveBackLocked(l *login) {
 		return
 	}
 	l.dead = true
-	b.revocations.Go(func() {
+	b.tasks.Go(func() {
+		b.revoking <- struct{}{}
+		defer func() { <-b.revoking }()
 		ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
 		defer cancel()
 		if err := b.revokeSelf(ctx, l.token); err != nil {
@@ -110,8 +113,12 @@ func (b *Backend) giveBackLocked(l *login) {
 	})
 }
 
-// revokeTimeout bounds a revocation that nobody waits for, but for the end of the process.
-const revokeTimeout = 4 * time.Second
+const (
+	// revokeTimeout bounds a revocation that nobody waits for, but for the end of the process.
+	revokeTimeout = 4 * time.Second
+	// maxRevoking bounds those at one time.
+	maxRevoking = 4
+)
 
 // revokeSelf ends a token, and all leases that hang on it. That there is none any more is no error.
 func (b *Backend) revokeSelf(ctx context.Context, token backends.Secret) error {
@@ -134,19 +141,51 @@ func (b *Backend) revokeSelf(ctx context.Context, token backends.Secret) error {
 	return err
 }
 
-// Close gives the logins back.
+// Close gives the logins back, and what was lent and has reached nobody.
 func (b *Backend) Close(ctx context.Context) error {
+	b.mu.Lock()
+	b.closed = true
+	if b.sweeper != nil {
+		b.sweeper.Stop()
+	}
+	b.mu.Unlock()
+	var failed []error
+	if nobodys := b.ungiven.all(); len(nobodys) > 0 {
+		for _, l := range nobodys {
+			failed = append(failed, b.giveBack(ctx, l))
+		}
+	}
 	b.logins.Clear()
 	done := make(chan struct{})
 	go func() {
-		b.revocations.Wait()
+		b.tasks.Wait()
 		close(done)
 	}()
 	select {
 	case <-done:
-		return nil
+		return errors.Join(failed...)
 	case <-ctx.Done():
 		return backends.Unavailable(fmt.Errorf("revoke the logins: %w", ctx.Err()))
+	}
+}
+
+// sweepSoon has logins that nobody uses any more given back, though nobody asks for others.
+func (b *Backend) sweepSoon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sweeper == nil && !b.closed {
+		b.sweeper = time.AfterFunc(longestOfPod, b.sweep)
+	}
+}
+
+func (b *Backend) sweep() {
+	left := b.logins.Sweep(b.server.now())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if left > 0 && !b.closed {
+		b.sweeper.Reset(longestOfPod)
+	} else {
+		b.sweeper = nil
 	}
 }
 
@@ -178,11 +217,12 @@ func (b *Backend) login(ctx context.Context, w who) (l *login, fresh bool, err e
 		case err != nil:
 			return nil, false, err
 		case mine != nil:
+			b.sweepSoon()
 			return mine, true, nil
 		case got.enter():
 			return got, false, nil
 		}
-		b.logins.Forget(w.key()) // a lease hangs on it now
+		b.logins.ForgetIf(w.key(), func(kept *login) bool { return kept == got }) // a lease hangs on it now
 	}
 }
 

@@ -182,7 +182,7 @@ func TestALoginIsUsedForHalfOfItsLife(t *testing.T) {
 	pull(t, b, backends.Request{Image: image})
 	now = now.Add(2 * time.Minute)
 	pull(t, b, backends.Request{Image: image})
-	b.revocations.Wait()
+	b.tasks.Wait()
 	logins, revoked := 0, 0
 	for _, q := range r.front.Requests() {
 		switch q.Path {

@@ -33,7 +33,7 @@ func TestOneLookUpForManyAtOnce(t *testing.T) {
 	_, lending := r.lending(time.Hour, time.Hour, nil)
 	b := r.backend(lending)
 	atOnce(t, b, 40)
-	if asked, want := r.asked(), []string{"PUT auth/approle/login 200", "GET sys/internal/ui/mounts/mq/creds/pull 200", "GET mq/creds/pull 200"}; !slices.Equal(asked, want) {
+	if asked, want := r.asked(), []string{"PUT auth/approle/login 200", "GET sys/internal/ui/mounts/mq/creds/pull 200", "GET mq/creds/pull 200", "PUT auth/token/renew-self 200"}; !slices.Equal(asked, want) {
 		t.Errorf("asked %q, want %q", asked, want)
 	}
 	// Secrets of one engine need one look-up, whatever their paths.
@@ -55,7 +55,7 @@ func TestPrepare(t *testing.T) {
 	path, auth := r.kv()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	b := r.backend(Config{Auth: auth, CAFile: ca, Secrets: []Secret{{Path: path}}})
-	b.Prepare()
+	b.server.prepare()
 	content, err := os.ReadFile(r.CAFile())
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +63,7 @@ func TestPrepare(t *testing.T) {
 	if err := os.WriteFile(ca, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b.Prepare()
+	b.server.prepare()
 	if b.server.client == nil || len(r.asked()) != 0 {
 		t.Errorf("there is a client: %t; asked %q, want nothing", b.server.client != nil, r.asked())
 	}

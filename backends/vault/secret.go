@@ -87,14 +87,20 @@ func (m *mounts) forget(namespace string, found mount) {
 
 // secret gets what an entry has for a request.
 func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *entry, old []loan) (loan, error) {
+	if _, err := b.authKey(req, w, e); err != nil {
+		return loan{}, err
+	}
 	path, err := e.path.render(b.value(req, w))
 	if err != nil {
 		return loan{}, backends.Refused(fmt.Errorf("%s.path: %w", e.field, err))
 	}
 	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
-	known, isKnown := b.known(key, old)
-	if isKnown { // so that it is no KV
-		return b.borrow(ctx, w, e, path, key, &known)
+	if b.loans.Has(key, b.server.now()) || slices.ContainsFunc(old, func(l loan) bool { return l.Key == key }) { // so that it was no KV, and most likely is none
+		got, err := b.borrow(ctx, w, e, path, key, old)
+		if f, failed := errors.AsType[*failure](err); !failed || !f.elsewhere() {
+			return got, err
+		}
+		b.loans.Forget(key)
 	}
 	for {
 		began := b.server.now()
@@ -111,7 +117,7 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 				return err
 			})
 		}
-		if f, failed := errors.AsType[*failure](err); failed && at.Before(began) && e.mount == "" && (f.status == http.StatusNotFound || f.status == http.StatusBadRequest || f.status == http.StatusMethodNotAllowed) {
+		if f, failed := errors.AsType[*failure](err); failed && at.Before(began) && e.mount == "" && f.elsewhere() {
 			b.mounts.forget(e.Namespace, m) // it may be another engine by now
 			continue
 		}
@@ -203,13 +209,17 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 		query = map[string][]string{"version": {strconv.Itoa(e.Version)}}
 	}
 	doing := "read " + m.apiPath(path)
+	asking := ctx
+	if m.engine == EngineOther && !l.ours { // what is made twice would be known once, and nothing would end the other
+		asking = once(ctx)
+	}
 	asked := b.server.now()
-	got, c, err := b.server.read(ctx, doing, client, m.apiPath(path), query)
+	got, c, err := b.server.read(asking, doing, client, m.apiPath(path), query)
 	if err != nil || got == nil && c.exchange().hint == hintNoEngine {
 		return loan{}, b.server.explain(ctx, c, err, func(x exchange) string { return b.readAdvice(x, w, e, path, m.apiPath(path)) })
 	}
 	if got != nil && got.WrapInfo != nil {
-		if got, err = b.unwrap(ctx, doing, e, got.WrapInfo.Token); err != nil {
+		if got, err = b.unwrap(ctx, doing, w, e, path, got.WrapInfo.Token); err != nil {
 			return loan{}, err
 		}
 	}
@@ -228,21 +238,22 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 	case m.engine == EngineKV1 && got.Data["ttl"] != nil: // how long whoever wrote it wants it to be used (https://developer.hashicorp.com/vault/docs/secrets/kv/kv-v1#ttls)
 		lent.refresh = time.Duration(got.LeaseDuration) * time.Second
 	}
-	if lent.expires, err = sooner(lent.expires, got.Data, e, asked); err != nil {
+	if lent.Ends, err = fieldEnd(got.Data, e, asked); err != nil {
 		return loan{}, err
 	}
+	lent.expires = sooner(lent.expires, lent.Ends)
 	return lent, nil
 }
 
 // unwrap gets what a wrapping token stands for. That works once.
-func (b *Backend) unwrap(ctx context.Context, doing string, e *entry, token string) (*api.Secret, error) {
+func (b *Backend) unwrap(ctx context.Context, doing string, w who, e *entry, path, token string) (*api.Secret, error) {
 	client, err := b.server.as(backends.Secret(token), e.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	got, c, err := b.server.write(ctx, doing+", unwrap it", client, "sys/wrapping/unwrap", nil)
+	got, c, err := b.server.write(once(ctx), doing+", unwrap it", client, "sys/wrapping/unwrap", nil)
 	if err != nil || got == nil {
-		return nil, b.server.explain(ctx, c, err, nil)
+		return nil, b.server.explain(ctx, c, err, func(x exchange) string { return b.readAdvice(x, w, e, path, path) })
 	}
 	return got, nil
 }
@@ -283,30 +294,27 @@ func (b *Backend) missingAdvice(m mount, path string) string {
 	return fmt.Sprintf("`vault kv put %s username=… password=…` writes it", path)
 }
 
-// sooner takes the expiry that a field has, where the settings name one, if it is before the one that is known.
-func sooner(known time.Time, data map[string]any, e *entry, asked time.Time) (time.Time, error) {
+// fieldEnd is the expiry that a field has, where the settings name one; zero: they do not.
+func fieldEnd(data map[string]any, e *entry, asked time.Time) (time.Time, error) {
 	if e.ExpiresField == "" {
-		return known, nil
+		return time.Time{}, nil
 	}
 	text, err := textOf(data, e.field, "expiresField", e.ExpiresField)
 	if err != nil {
-		return known, err
+		return time.Time{}, err
 	}
-	at, err := time.Parse(time.RFC3339, text)
-	if err != nil {
-		seconds, err := strconv.ParseFloat(text, 64)
-		if err != nil || seconds < 0 || seconds > maxSeconds {
-			return known, backends.Refused(fmt.Errorf("%s.expiresField: the field %q says no time: want Unix seconds, RFC 3339, or the seconds that are left", e.field, e.ExpiresField))
-		}
-		const billion = 1e9 // of seconds: the year 2001, or 32 years from now
-		if at = time.Unix(int64(seconds), 0); seconds < billion {
-			at = asked.Add(time.Duration(seconds) * time.Second)
-		}
-	}
-	if known.IsZero() || at.Before(known) {
+	if at, err := time.Parse(time.RFC3339, text); err == nil {
 		return at, nil
 	}
-	return known, nil
+	seconds, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(seconds >= 0 && seconds <= maxSeconds) { //nolint:staticcheck // QF1001: NaN is neither
+		return time.Time{}, backends.Refused(fmt.Errorf("%s.expiresField: the field %q says no time: want Unix seconds, RFC 3339, or the seconds that are left", e.field, e.ExpiresField))
+	}
+	const billion = 1e9 // of seconds: the year 2001, or 32 years from now
+	if seconds < billion {
+		return asked.Add(time.Duration(seconds) * time.Second), nil
+	}
+	return time.Unix(int64(seconds), 0), nil
 }
 
 // maxSeconds is the end of the year 9999.
@@ -357,13 +365,9 @@ func (b *Backend) credentials(ctx context.Context, req backends.Request, w who, 
 }
 
 func (b *Backend) credential(req backends.Request, w who, e *entry, l loan) ([]backends.Credential, bool, error) {
-	key, err := e.registry.render(b.value(req, w))
+	key, err := b.authKey(req, w, e)
 	if err != nil {
-		return nil, false, backends.Refused(fmt.Errorf("%s.registry: %w", e.field, err))
-	}
-	k, ok := authkey.Parse(key)
-	if !ok || !k.Covers(req.Image.Host(), req.Image.Path()) {
-		return nil, false, backends.InvalidConfig(e.field+".registry", "%s is no auth key for the image %s: let matchImages route only its images here", remote.Cut(key), remote.Cut(string(req.Image)))
+		return nil, false, err
 	}
 	username := e.Username
 	if username == "" {
@@ -378,7 +382,19 @@ func (b *Backend) credential(req backends.Request, w who, e *entry, l loan) ([]b
 	if username == "" || password == "" {
 		return nil, false, backends.Refused(fmt.Errorf("%s: the secret's user name or password is empty", e.field))
 	}
-	return []backends.Credential{{Key: key, Username: username, Password: backends.Secret(password)}}, k.Path == "", nil
+	return []backends.Credential{{Key: key, Username: username, Password: backends.Secret(password)}}, !strings.Contains(key, "/"), nil
+}
+
+// authKey is the one that is answered: it has to be for the image, since the broker would drop any other.
+func (b *Backend) authKey(req backends.Request, w who, e *entry) (string, error) {
+	key, err := e.registry.render(b.value(req, w))
+	if err != nil {
+		return "", backends.Refused(fmt.Errorf("%s.registry: %w", e.field, err))
+	}
+	if k, ok := authkey.Parse(key); !ok || !k.Covers(req.Image.Host(), req.Image.Path()) {
+		return "", backends.InvalidConfig(e.field+".registry", "%s is no auth key for the image %s: let matchImages route only its images here", remote.Cut(key), remote.Cut(string(req.Image)))
+	}
+	return key, nil
 }
 
 // username is the field of the settings, or else one that is usual.

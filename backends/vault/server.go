@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -36,6 +37,7 @@ type server struct {
 	mu        sync.Mutex
 	transport *http.Transport
 	client    *api.Client
+	trusted   fs.FileInfo // caFile as it was read
 	remote.Throttle
 
 	now   func() time.Time
@@ -59,8 +61,8 @@ func (a address) String() string {
 func parseAddress(s string) (address, error) {
 	u, err := url.Parse(s)
 	switch {
-	case err != nil:
-		return address{}, fmt.Errorf("want a URL such as https://vault.example:8200, got %q", s)
+	case err != nil: // it may have a password in it
+		return address{}, errors.New("want a URL such as https://vault.example:8200, and this is none")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "":
 		return address{}, errors.New("want a URL without user, password, query and fragment")
 	case u.Scheme == "unix":
@@ -70,7 +72,7 @@ func parseAddress(s string) (address, error) {
 		return address{&url.URL{Scheme: "http", Host: "localhost"}, u.Path}, nil
 	case u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
 		return address{}, fmt.Errorf("want a URL such as https://vault.example:8200, got %q", s)
-	case u.Scheme == "http" && !hosts.IsNear(u.Hostname()):
+	case u.Scheme == "http" && !hosts.IsLoopback(u.Hostname()):
 		return address{}, errors.New("want https: plain http, which shows tokens and passwords to everybody on the way, is for loopback addresses only")
 	}
 	u.Path = strings.TrimRight(u.Path, "/")
@@ -101,7 +103,7 @@ func origin(u *url.URL) string {
 func (s *server) as(token backends.Secret, namespace string) (*api.Client, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.client == nil {
+	if s.client == nil || s.renewedLocked() {
 		client, err := s.openLocked()
 		if err != nil {
 			return nil, err
@@ -127,7 +129,17 @@ func (s *server) prepare() {
 	}
 }
 
+// renewedLocked says whether somebody has put another file in the place of caFile.
+func (s *server) renewedLocked() bool {
+	if s.cfg.CAFile == "" {
+		return false
+	}
+	now, err := os.Stat(s.cfg.CAFile)
+	return err == nil && (s.trusted == nil || !now.ModTime().Equal(s.trusted.ModTime()) || now.Size() != s.trusted.Size())
+}
+
 func (s *server) openLocked() (*api.Client, error) {
+	trusted, _ := os.Stat(s.cfg.CAFile) // before it is read: a change meanwhile is noticed the next time
 	transport := remote.Transport(string(s.cfg.Proxy))
 	transport.ForceAttemptHTTP2 = false // a pull asks a few times, one after the other: HTTP/2 would only have more to agree on first
 	if s.address.socket != "" {
@@ -152,7 +164,10 @@ func (s *server) openLocked() (*api.Client, error) {
 	if err != nil {
 		return nil, backends.InvalidConfig("address", "Vault's library does not take it")
 	}
-	s.transport = transport
+	if s.transport != nil {
+		s.transport.CloseIdleConnections()
+	}
+	s.transport, s.trusted = transport, trusted
 	return client, nil
 }
 
@@ -220,16 +235,35 @@ type exchange struct {
 // call remembers the last exchange of a question.
 type call struct {
 	doing string
-	mu    sync.Mutex
-	last  exchange
+	// once: it is not to be asked twice.
+	once bool
+	mu   sync.Mutex
+	last exchange
 }
 
 type callKey struct{}
 
+type onceKey struct{}
+
+// once is for questions that Vault does something about each time: they are asked again only if it surely has not.
+func once(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
+
 // call begins a question, which doing names for messages.
 func (s *server) call(ctx context.Context, doing string) (context.Context, *call) {
 	c := &call{doing: doing}
+	c.once, _ = ctx.Value(onceKey{}).(bool)
 	return context.WithValue(ctx, callKey{}, c), c
+}
+
+// gate is by whom Vault may want to be left alone: its quotas are of namespaces and mounts, and what is one's trouble is not to be another's.
+func gate(r *http.Request) string {
+	path := strings.TrimPrefix(r.URL.Path, "/v1/")
+	mount, rest, _ := strings.Cut(path, "/")
+	if mount == "auth" {
+		below, _, _ := strings.Cut(rest, "/")
+		mount += "/" + below
+	}
+	return r.Header.Get(api.NamespaceHeaderName) + " " + mount
 }
 
 func (c *call) exchange() exchange {
@@ -248,7 +282,7 @@ const (
 	maxRequest = 1 << 20
 )
 
-// RoundTrip implements http.RoundTripper. Whatever is asked here may be asked twice.
+// RoundTrip implements http.RoundTripper. What is asked here may be asked twice, but for what once is for.
 func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 	var body []byte
 	if r.Body != nil {
@@ -269,16 +303,16 @@ func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.mu.Lock()
 		c.last = last
 		c.mu.Unlock()
-		if !last.passing() || try == tries {
+		if !last.passing() || c.once && !last.untouched() || try == tries {
 			return resp, err
 		}
-		if last.status != http.StatusTooManyRequests { // for which obedient waits
+		if last.wait == 0 { // for which obedient waits
 			if spread := pause/2 + rand.N(pause); !s.wait(r.Context(), spread) { //nolint:gosec // G404: no secret
 				return resp, err
 			}
 			pause *= 2
 		}
-		if held := s.Held("", s.now()); held > 0 && !s.wait(r.Context(), held) {
+		if held := s.Held(gate(r), s.now()); held > 0 && !s.wait(r.Context(), held) {
 			return resp, err
 		}
 	}
@@ -298,7 +332,7 @@ var errHeld = errors.New("it was busy a moment ago, and is left alone for as lon
 // obedient asks, but not before Vault wants to be asked.
 func (s *server) obedient(r *http.Request, body []byte) (*http.Response, exchange, error) {
 	for {
-		held := s.Held("", s.now())
+		held := s.Held(gate(r), s.now())
 		if held <= 0 {
 			break
 		}
@@ -307,11 +341,11 @@ func (s *server) obedient(r *http.Request, body []byte) (*http.Response, exchang
 		}
 	}
 	resp, last, err := s.follow(r, body)
-	if last.status == http.StatusTooManyRequests && last.hint != hintStandby {
-		if last.wait == 0 {
-			last.wait = remote.Throttled
-		}
-		s.Hold("", s.now().Add(last.wait))
+	if last.status == http.StatusTooManyRequests && last.wait == 0 {
+		last.wait = remote.Throttled
+	}
+	if last.wait > 0 {
+		s.Hold(gate(r), s.now().Add(last.wait))
 	}
 	return resp, last, err
 }
@@ -349,7 +383,9 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 	r.URL, r.Host = at, at.Host
 	r.Body, r.ContentLength = http.NoBody, 0
 	if len(body) > 0 {
-		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil } // for a connection that was dead before anything was sent
+		r.Body, _ = r.GetBody()
+		r.ContentLength = int64(len(body))
 	}
 	if parent := backends.TraceParent(r.Context()); parent != "" {
 		r.Header.Set("Traceparent", parent)
@@ -377,7 +413,9 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 	}
 	if resp.StatusCode >= 400 {
 		last.hint = meaning(content)
-		last.wait = remote.RetryAfter(resp.Header, s.now())
+		if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+			last.wait = remote.RetryAfter(resp.Header, s.now())
+		}
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(content))
 	return resp, last, nil

@@ -66,17 +66,6 @@ func (t template) uses(variable string) bool {
 	return slices.ContainsFunc(t.parts, func(p part) bool { return p.variable == variable })
 }
 
-// annotations are the keys of those that it has.
-func (t template) annotations() []string {
-	var keys []string
-	for _, p := range t.parts {
-		if p.key != "" {
-			keys = append(keys, p.key)
-		}
-	}
-	return keys
-}
-
 // literal is what stands before the first variable.
 func (t template) literal() string {
 	if len(t.parts) == 0 {
@@ -144,8 +133,8 @@ func checkSegment(of, value string) error {
 		return wrong("has a control character")
 	}
 	for _, r := range value {
-		if !hosts.ConsistsOf(strings.ToLower(string(r)), "-._~:@+=,[]", 1, 1) || r > 0x7f {
-			return wrong(fmt.Sprintf("has the character %q: letters and digits of ASCII and -._~:@+=,[] are taken", r))
+		if !hosts.ConsistsOf(strings.ToLower(string(r)), "-._~:@=,[]", 1, 1) || r > 0x7f {
+			return wrong(fmt.Sprintf("has the character %q: letters and digits of ASCII and -._~:@=,[] are taken", r))
 		}
 	}
 	return nil

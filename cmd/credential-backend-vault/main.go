@@ -16,7 +16,6 @@ func main() {
 		if err != nil {
 			return nil, err
 		}
-		go b.Prepare()
 		return b.Serving(), nil
 	})
 }

@@ -155,15 +155,25 @@ func (d *demo) oneDies(ctx context.Context) error {
 
 // epilogue is for who wants more.
 func (d *demo) epilogue() {
-	d.title("Everything above was checked. What to try next:")
-	for _, hint := range [][2]string{
+	d.next([][2]string{
 		{"bin/credential-broker help", "every command, with an example each"},
 		{"docs/write-a-backend.md", "the example backend, from nothing in ten minutes"},
 		{"docs/install.md", "on a node: one entry for the kubelet"},
 		{"docs/agent.md", "the agent, on a node"},
 		{"docs/migrate.md", "from the kubelet's entries that you have"},
-	} {
-		fmt.Fprintf(d.out, "  %s%s %s\n", d.paint(cyan, hint[0]), strings.Repeat(" ", max(0, 28-len(hint[0]))), hint[1])
+		{"make demo-vault", "the same with a real Vault, which is built first"},
+	})
+}
+
+// next says what to look at.
+func (d *demo) next(hints [][2]string) {
+	d.title("Everything above was checked. What to try next:")
+	width := 28
+	for _, hint := range hints {
+		width = max(width, len(hint[0]))
+	}
+	for _, hint := range hints {
+		fmt.Fprintf(d.out, "  %s%s %s\n", d.paint(cyan, hint[0]), strings.Repeat(" ", width-len(hint[0])), hint[1])
 	}
 }
 

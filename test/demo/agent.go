@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 )
 
@@ -17,31 +18,11 @@ func (d *demo) throughAnAgent(ctx context.Context) error {
 	if err := os.Remove(filepath.Join(d.dir, "hang")); err != nil {
 		return err
 	}
-	d.agent = filepath.Join(d.dir, "run", "agent.sock")
-	defer func() { d.agent = "" }()
-	agent := d.cmd(ctx, "agent")
-	var log bytes.Buffer
-	agent.Stderr = &log
-	d.command("CREDENTIAL_BROKER_AGENT=" + d.agent + " credential-broker agent &")
-	if err := agent.Start(); err != nil {
-		return err
-	}
-	ended := false
-	end := func() {
-		if !ended {
-			ended = true
-			_ = agent.Process.Kill()
-			_ = agent.Wait() // it was killed
-		}
-	}
-	defer end()
-	err := await(ctx, func() error {
-		_, err := d.run(ctx, "status")
-		return err
-	})
+	agent, err := d.startAgent(ctx)
 	if err != nil {
-		return fmt.Errorf("the agent does not serve: %w\n%s", err, log.String())
+		return err
 	}
+	defer agent.end(os.Kill)
 
 	first, err := d.ask(ctx, nil)
 	if err != nil {
@@ -65,8 +46,8 @@ func (d *demo) throughAnAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	end()
-	if err := d.holds(awaitGone(ctx, append(backends, agent.Process.Pid)...), "the agent (process %d) got SIGKILL, and its %d backends are gone with it", agent.Process.Pid, len(backends)); err != nil {
+	agent.end(os.Kill)
+	if err := d.holds(awaitGone(ctx, append(backends, agent.pid())...), "the agent (process %d) got SIGKILL, and its %d backends are gone with it", agent.pid(), len(backends)); err != nil {
 		return err
 	}
 	third, err := d.ask(ctx, nil)
@@ -79,6 +60,42 @@ func (d *demo) throughAnAgent(ctx context.Context) error {
 	}
 	d.shown(afterLevel(why))
 	return d.pullWith(ctx, third.response)
+}
+
+// runningAgent is an agent.
+type runningAgent struct {
+	cmd *exec.Cmd
+	log bytes.Buffer
+}
+
+// startAgent starts an agent, which is asked from now on.
+func (d *demo) startAgent(ctx context.Context) (*runningAgent, error) {
+	d.agent = filepath.Join(d.dir, "run", "agent.sock")
+	a := &runningAgent{cmd: d.cmd(ctx, "agent")}
+	a.cmd.Stderr = &a.log
+	d.command("CREDENTIAL_BROKER_AGENT=" + d.agent + " credential-broker agent &")
+	if err := a.cmd.Start(); err != nil {
+		return nil, err
+	}
+	err := await(ctx, func() error {
+		_, err := d.run(ctx, "status")
+		return err
+	})
+	if err != nil {
+		a.end(os.Kill)
+		return nil, fmt.Errorf("the agent does not serve: %w\n%s", err, a.log.String())
+	}
+	return a, nil
+}
+
+func (a *runningAgent) pid() int { return a.cmd.Process.Pid }
+
+// end ends the agent by a signal, once.
+func (a *runningAgent) end(by os.Signal) {
+	if a.cmd.ProcessState == nil {
+		_ = a.cmd.Process.Signal(by)
+		_ = a.cmd.Wait() // however it ends
+	}
 }
 
 // legacyWasAsked is an error unless the credential provider has, or has not, been started since the last look.

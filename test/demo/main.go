@@ -2,6 +2,8 @@
 // because of it, with an agent too. Every line with a tick was checked a moment before it was printed; one that does not hold ends the demo with exit status 1.
 //
 // It runs the built executables (`make demo` builds them) and has its own files in a private temporary directory, so that it can run beside itself.
+//
+// With -vault it is another play, with a real Vault server: `make demo-vault`.
 package main
 
 import (
@@ -19,9 +21,14 @@ import (
 
 func main() {
 	root := flag.String("root", "../..", "the repository, with bin/ built")
+	vault := flag.Bool("vault", false, "show what Vault is good for, in place of the rest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *root, newScreen(os.Stdout))
+	show := run
+	if *vault {
+		show = runVault
+	}
+	err := show(ctx, *root, newScreen(os.Stdout))
 	interrupted := ctx.Err() != nil
 	stop()
 	switch {
@@ -43,18 +50,21 @@ func run(ctx context.Context, root string, s *screen) error {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	d := &demo{screen: s}
-	if err := d.prepare(ctx, root); err != nil {
-		return errors.Join(err, d.close())
-	}
-	for _, act := range []func(context.Context) error{d.privateRegistry, d.whoIsAsked, d.oneAnswer, d.oneDies, d.throughAnAgent} {
-		if err := act(ctx); err != nil {
-			return errors.Join(err, d.close())
-		}
-	}
-	if err := d.close(); err != nil {
+	err := inTurn(ctx, func(ctx context.Context) error { return d.prepare(ctx, root) }, d.privateRegistry, d.whoIsAsked, d.oneAnswer, d.oneDies, d.throughAnAgent)
+	if err := errors.Join(err, d.close()); err != nil {
 		return err
 	}
 	d.epilogue()
+	return nil
+}
+
+// inTurn plays acts until one fails.
+func inTurn(ctx context.Context, acts ...func(context.Context) error) error {
+	for _, act := range acts {
+		if err := act(ctx); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -68,12 +78,23 @@ type demo struct {
 	agent    string // the socket of the agent that is asked; empty: none
 }
 
-// prepare makes the directory, the registry, the backends and the configuration.
+// prepare makes all that the first play needs. The example backend is built from its source.
 func (d *demo) prepare(ctx context.Context, root string) error {
-	root, err := filepath.Abs(root)
-	if err != nil {
+	if err := d.open(root, "dockerconfig", "exec"); err != nil {
 		return err
 	}
+	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(d.dir, "backends", "credential-backend-userfile"), ".")
+	build.Dir = filepath.Join(root, "examples", "backend-go")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build in %s: %w\n%s", build.Dir, err, out)
+	}
+	return d.configure()
+}
+
+// open makes the directory and the registry, and puts the executables where only this user can write, whoever owns the clone: a broker refuses others.
+func (d *demo) open(root string, backends ...string) error {
+	var err error
 	if _, err := os.Stat(filepath.Join(root, "bin", "credential-broker")); err != nil {
 		return fmt.Errorf("%w: build it first, with `make build` in %s", err, root)
 	}
@@ -87,32 +108,17 @@ func (d *demo) prepare(ctx context.Context, root string) error {
 		return err
 	}
 	d.image = d.registry.host + "/team/app"
-	return d.install(ctx, root)
-}
-
-// install puts the executables where only this user can write, whoever owns the clone: a broker refuses others. The example backend is built from its source.
-func (d *demo) install(ctx context.Context, root string) error {
-	backends := filepath.Join(d.dir, "backends")
-	if err := os.Mkdir(backends, 0o700); err != nil {
+	d.broker = filepath.Join(d.dir, "credential-broker")
+	if err := errors.Join(os.Mkdir(filepath.Join(d.dir, "backends"), 0o700), copyExecutable(filepath.Join(root, "bin", "credential-broker"), d.broker)); err != nil {
 		return err
 	}
-	d.broker = filepath.Join(d.dir, "credential-broker")
-	copies := map[string]string{"credential-broker": d.broker}
-	for _, name := range []string{"credential-backend-dockerconfig", "credential-backend-exec"} {
-		copies["backends/"+name] = filepath.Join(backends, name)
-	}
-	for from, to := range copies {
-		if err := copyExecutable(filepath.Join(root, "bin", from), to); err != nil {
+	for _, name := range backends {
+		file := filepath.Join("backends", "credential-backend-"+name)
+		if err := copyExecutable(filepath.Join(root, "bin", file), filepath.Join(d.dir, file)); err != nil {
 			return err
 		}
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(backends, "credential-backend-userfile"), ".")
-	build.Dir = filepath.Join(root, "examples", "backend-go")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build in %s: %w\n%s", build.Dir, err, out)
-	}
-	return d.configure()
+	return nil
 }
 
 func copyExecutable(from, to string) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -26,8 +27,29 @@ import (
 type registry struct {
 	host   string // "127.0.0.1:41234"
 	server *http.Server
-	// logins are the passwords by user name.
+	// logins are the passwords by user name; more are those of users who come and go, nil: of none.
+	mu     sync.Mutex
 	logins map[string]string
+	more   func() map[string]string
+}
+
+// password is that of a user, if there is one.
+func (r *registry) password(username string) (string, bool) {
+	r.mu.Lock()
+	password, known := r.logins[username]
+	r.mu.Unlock()
+	if !known && r.more != nil {
+		password, known = r.more()[username]
+	}
+	return password, known
+}
+
+// change gives a user another password.
+func (r *registry) change(username string) (password string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.logins[username] = rand.Text()
+	return r.logins[username]
 }
 
 // login is what a puller shows the registry; the zero value is nobody.
@@ -53,7 +75,7 @@ func startRegistry() (*registry, error) {
 	blobs := containerregistry.New(containerregistry.Logger(silent))
 	r.server = &http.Server{ErrorLog: silent, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		username, password, _ := request.BasicAuth()
-		if want, known := r.logins[username]; !known || subtle.ConstantTimeCompare([]byte(password), []byte(want)) != 1 {
+		if want, known := r.password(username); !known || subtle.ConstantTimeCompare([]byte(password), []byte(want)) != 1 {
 			w.Header().Set("WWW-Authenticate", `Basic realm="demo"`)
 			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED","message":"a password is needed"}]}`, http.StatusUnauthorized)
 			return

@@ -700,7 +700,7 @@ func TestNoSecretOfVaultsIsToldByTheAgent(t *testing.T) {
 				n.install(filepath.Join(bin, "backends", "credential-backend-vault"), filepath.Join(n.backends, "credential-backend-vault"))
 				v := newStrongroom(t)
 				v.bench = n.bench
-				thief := v.vault.Thief()
+				thief, fault := v.vault.Thief(), fault
 				fault.Path = path
 				if fault.Redirect != "" {
 					fault.Redirect = thief.Address()

@@ -868,4 +868,6 @@ var breakages = []breakage{
 	}},
 }
 
-func wantsClose(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) { r.WantsClose = true }
+func wantsClose(_ *backendv1.GetCredentialsRequest, r *backendv1.GetCredentialsResponse) {
+	r.WantsClose = true
+}

@@ -47,6 +47,12 @@ func IsNear(host string) bool {
 	return err == nil && (ip.IsLoopback() || ip.IsLinkLocalUnicast())
 }
 
+// IsLoopback says that what is sent to the host does not leave this machine.
+func IsLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
+}
+
 // IsUUID takes a UUID in its usual form, upper or lower case (RFC 9562, section 4).
 func IsUUID(s string) bool {
 	if len(s) != 36 {

@@ -46,3 +46,11 @@ func TestUUIDs(t *testing.T) {
 		}
 	}
 }
+
+func TestIsLoopback(t *testing.T) {
+	for host, want := range map[string]bool{"localhost": true, "LocalHost": true, "127.0.0.1": true, "127.9.9.9": true, "::1": true, "::ffff:127.0.0.1": true, "169.254.1.1": false, "fe80::1": false, "10.0.0.1": false, "localhost.example": false, "": false} {
+		if IsLoopback(host) != want {
+			t.Errorf("%s: %t", host, !want)
+		}
+	}
+}

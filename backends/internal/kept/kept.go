@@ -16,6 +16,8 @@ type Tokens[K comparable, T any] struct {
 	Expires func(T) time.Time
 	// Now is the clock. nil: time.Now.
 	Now func() time.Time
+	// UntilEnd keeps tokens to their end, and not only for as long as they are given out unasked: whoever asks for another one is then told of it.
+	UntilEnd bool
 	// Dropped hears of each token that will not be given out any more. It is called while others wait, and must not. nil: nobody does.
 	Dropped func(T)
 
@@ -29,6 +31,7 @@ type entry[T any] struct {
 	// Under the lock of Tokens:
 	has   bool      // a token, which Dropped has not heard of
 	until time.Time // asked for again after that
+	end   time.Time // forgotten after that
 	users int
 }
 
@@ -38,6 +41,11 @@ const Most = 1000
 // Get returns a token that has more than half of its life before it, or asks for one. Requests for the same one wait for each other, so that a node that starts many pods at once asks once;
 // a failure is nobody else's, though: each tries for itself, within its own time. Latest, if not zero, is when the token is not to be given out any more, whatever its life.
 func (t *Tokens[K, T]) Get(ctx context.Context, key K, latest time.Time, ask func(context.Context) (T, error)) (T, error) {
+	return t.Next(ctx, key, latest, func(ctx context.Context, _ *T) (T, error) { return ask(ctx) })
+}
+
+// Next is Get for whoever can make the next token of the one that is kept, which ask is given: nil if there is none, or it has ended.
+func (t *Tokens[K, T]) Next(ctx context.Context, key K, latest time.Time, ask func(ctx context.Context, kept *T) (T, error)) (T, error) {
 	var none T
 	now := t.Now
 	if now == nil {
@@ -55,7 +63,7 @@ func (t *Tokens[K, T]) Get(ctx context.Context, key K, latest time.Time, ask fun
 	if t.valid(e, asked) {
 		return e.token, nil
 	}
-	fresh, err := ask(ctx)
+	fresh, err := ask(ctx, t.kept(e, asked))
 	if err != nil {
 		return none, err
 	}
@@ -67,16 +75,53 @@ func (t *Tokens[K, T]) Get(ctx context.Context, key K, latest time.Time, ask fun
 	if !latest.IsZero() && latest.Before(e.until) {
 		e.until = latest
 	}
+	if e.end = e.until; t.UntilEnd {
+		e.end = t.Expires(fresh)
+	}
 	return fresh, nil
 }
 
-// Forget has the next request ask for the token again: whoever it is for does not take the one that is kept.
-func (t *Tokens[K, T]) Forget(key K) {
+// kept is an entry's token, for whoever has the turn.
+func (t *Tokens[K, T]) kept(e *entry[T], now time.Time) *T {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e := t.entries[key]; e != nil {
-		e.until = time.Time{}
+	if !e.has || !t.UntilEnd || !now.Before(e.end) {
+		return nil
 	}
+	return &e.token
+}
+
+// Has says whether a token is kept, be it only to make the next one of.
+func (t *Tokens[K, T]) Has(key K, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entries[key]
+	return e != nil && e.has && now.Before(e.end)
+}
+
+// Forget has the next request ask for the token again: whoever it is for does not take the one that is kept.
+func (t *Tokens[K, T]) Forget(key K) { t.ForgetIf(key, func(T) bool { return true }) }
+
+// ForgetIf is Forget for a token that may have been replaced meanwhile: it is forgotten if it is the one.
+func (t *Tokens[K, T]) ForgetIf(key K, is func(T) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[key]; e != nil && e.has && is(e.token) {
+		e.until, e.end = time.Time{}, time.Time{}
+	}
+}
+
+// Sweep drops what has ended, and says how many tokens are kept.
+func (t *Tokens[K, T]) Sweep(now time.Time) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, e := range t.entries {
+		if e.users == 0 && !now.Before(e.end) {
+			t.drop(e)
+			delete(t.entries, key)
+		}
+	}
+	return len(t.entries)
 }
 
 func (t *Tokens[K, T]) valid(e *entry[T], now time.Time) bool {
@@ -90,7 +135,7 @@ func (t *Tokens[K, T]) enter(key K, now time.Time) *entry[T] {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k, other := range t.entries { // what nobody will use again is not to lie in memory, and of the rest any may go
-		if other.users == 0 && (len(t.entries) >= Most && k != key || !now.Before(other.until)) {
+		if other.users == 0 && (len(t.entries) >= Most && k != key || !now.Before(other.end)) {
 			t.drop(other)
 			delete(t.entries, k)
 		}
@@ -111,7 +156,7 @@ func (t *Tokens[K, T]) enter(key K, now time.Time) *entry[T] {
 func (t *Tokens[K, T]) leave(key K, e *entry[T], now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e.users--; e.users == 0 && !now.Before(e.until) {
+	if e.users--; e.users == 0 && !now.Before(e.end) {
 		t.drop(e)
 		delete(t.entries, key)
 	}
@@ -129,7 +174,7 @@ func (t *Tokens[K, T]) Clear() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for key, e := range t.entries {
-		e.until = time.Time{}
+		e.until, e.end = time.Time{}, time.Time{}
 		if e.users == 0 {
 			t.drop(e)
 			delete(t.entries, key)

@@ -170,9 +170,11 @@ func TestOnlyWhatIsUnderstoodIsTakenOver(t *testing.T) {
 
 func FuzzImport(f *testing.F) {
 	f.Add([]byte(`{"version":1,"key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","answers":[{"fingerprint":"f","credentials":null}]}`))
+	f.Add([]byte(`{"version":1,"key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","leases":[{"fingerprint":"f","provider":{"Name":"p"},"lease":"bA==","due":"2020-01-01T00:00:00Z"},{"lease":"bA=="}]}`))
 	p := node("p")
-	f.Fuzz(func(_ *testing.T, data []byte) {
-		c := New(Options{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := New(Options{Source: &model{}})
+		defer c.Close(t.Context())
 		_, _ = c.Import(bytes.NewReader(bytes.ReplaceAll(data, []byte(`"f"`), []byte(`"`+p.Fingerprint()+`"`))), []*config.Provider{p})
 		_ = c.Held()
 	})

@@ -39,6 +39,16 @@ func lends(m *model, registryWide bool, lives, keep time.Duration) {
 	})
 }
 
+// sharing lets a cache's model answer with one lease always, and be kept for so long.
+func sharing(c *Cache, keep time.Duration) {
+	m := c.source.(*model)
+	m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
+		answer := m.good(p, r, false, 0)
+		answer.CacheDuration, answer.Lease = &keep, "shared"
+		return answer, nil
+	})
+}
+
 func TestWhatIsLentIsRevokedWhenNobodyCanBeUsingItAnyMore(t *testing.T) {
 	image := broker.Request{Image: "r.io/a"}
 	ofNode := func(t *testing.T, c *Cache) { ask1(t, c, node("p"), image) }
@@ -109,14 +119,29 @@ func TestWhatIsLentIsRevokedWhenNobodyCanBeUsingItAnyMore(t *testing.T) {
 			},
 		},
 		{
+			name: "an answer that is not kept came with it later", max: new(time.Minute), end: remove, after: time.Minute + pullMargin, want: []string{"shared"},
+			give: func(t *testing.T, c *Cache) {
+				p := podded("p", config.CacheTypeToken)
+				sharing(c, time.Hour)
+				ask1(t, c, p, broker.Request{Image: "r.io/a", Token: token("n", "a", "u", time.Now().Add(time.Hour))})
+				pass(10 * time.Minute)
+				ask1(t, c, p, broker.Request{Image: "r.io/a", Token: "no token"})
+			},
+		},
+		{
+			name: "an answer that is not kept came with it before", end: remove, after: 30*time.Minute + pullMargin, want: []string{"shared"},
+			give: func(t *testing.T, c *Cache) {
+				p := podded("p", config.CacheTypeToken)
+				sharing(c, 30*time.Minute)
+				ask1(t, c, p, broker.Request{Image: "r.io/a", Token: "no token"})
+				sharing(c, 10*time.Minute)
+				ask1(t, c, p, broker.Request{Image: "r.io/a", Token: token("n", "a", "u", time.Now().Add(time.Hour))})
+			},
+		},
+		{
 			name: "another answer came with it too", max: new(time.Minute), keep: time.Hour,
 			give: func(t *testing.T, c *Cache) {
-				m := c.source.(*model)
-				m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
-					answer := m.good(p, r, false, 0)
-					answer.CacheDuration, answer.Lease = new(50*time.Hour), "shared"
-					return answer, nil
-				})
+				sharing(c, 50*time.Hour)
 				ofNode(t, c)
 				ask1(t, c, node("p"), broker.Request{Image: "r.io/b"})
 			},
@@ -208,7 +233,9 @@ func TestTheEndRevokesAllThatIsLent(t *testing.T) {
 
 func TestTheEndTakesNoLongerThanItMay(t *testing.T) {
 	hangs := func(ctx context.Context, _ *config.Provider) error { return wait(ctx, 24*time.Hour) }
-	deaf := func(ctx context.Context, _ *config.Provider) error { return wait(context.WithoutCancel(ctx), 40*time.Second) }
+	deaf := func(ctx context.Context, _ *config.Provider) error {
+		return wait(context.WithoutCancel(ctx), 40*time.Second)
+	}
 	tests := []struct {
 		name    string
 		has     time.Duration // 0: no end
