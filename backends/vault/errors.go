@@ -64,6 +64,7 @@ const (
 	hintAddress
 	hintWrapping
 	hintNoLease
+	hintServerID
 )
 
 // phrases are words of Vault's errors, in lower case, and what they mean. The first that is found counts.
@@ -95,6 +96,12 @@ var phrases = []struct {
 	{"role could not be found", hintRole},
 	{"could not be found", hintRole},
 	{"unknown role", hintRole},
+	{"entry for role", hintRole},
+	{"\" not found", hintRole}, // auth/gcp's, with the role's name before
+	{"iam-server-id", hintServerID},
+	{"does not belong to", hintClaims},
+	{"not in bound", hintClaims},
+	{"missing bound label", hintClaims},
 	{"audience", hintAudience},
 	{"(iss) claim", hintIssuer},
 	{"issuer", hintIssuer},
@@ -138,10 +145,10 @@ func meaning(body []byte) hint {
 	return hintNone
 }
 
-// passing says that the next moment may be better.
+// passing says that the next moment may be better. That a role is for somebody else is for good, although auth/azure says so with status 500.
 func (e exchange) passing() bool {
 	_, cut := errors.AsType[*remote.CutError](e.err)
-	return cut || e.err == nil && (e.hint == hintKeys || e.status >= 500 && e.status != http.StatusNotImplemented && e.hint != hintUnconfigured && e.hint != hintAudience || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
+	return cut || e.err == nil && e.hint != hintClaims && (e.hint == hintKeys || e.status >= 500 && e.status != http.StatusNotImplemented && e.hint != hintUnconfigured && e.hint != hintAudience || e.status == http.StatusTooManyRequests || e.status == http.StatusPreconditionFailed)
 }
 
 // untouched says that Vault has done nothing about the question.
@@ -270,6 +277,8 @@ func (e exchange) words() string {
 		return "the wrapping token has been used or has expired"
 	case hintNoLease:
 		return "there is no such lease"
+	case hintServerID:
+		return "the request to AWS is signed for another server than this Vault is"
 	}
 	switch {
 	case e.status == http.StatusTooManyRequests:
@@ -368,6 +377,8 @@ func (b *Backend) loginAdvice(e exchange, w who) string {
 		return fmt.Sprintf("`vault write auth/%s/config …` does that", auth.Mount)
 	case hintNoRole:
 		return "set auth.role"
+	case hintServerID:
+		return fmt.Sprintf("auth.aws.serverID has to be the iam_server_id_header_value that `vault read auth/%s/config/client` shows", auth.Mount)
 	case hintReview:
 		return fmt.Sprintf("the account may have been deleted, or the token be for another audience than the API server's, which a Vault without token_reviewer_jwt cannot have reviewed: see `vault read auth/%s/config`, or use the method jwt", auth.Mount) + says
 	case hintCertificate:

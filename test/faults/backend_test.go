@@ -143,7 +143,7 @@ var backendFaults = []fault{
 	{name: "is not there", change: placed("none", func(string) error { return nil }), kind: misconfigured, reason: "no such file"},
 	{
 		name: "is not there by its name", change: func(b *bench, p object) object { return b.with(p, object{"backend": "none"}) }, kind: misconfigured,
-		reason: "the directory has acr, dockerconfig, ecr, exec, gar, misbehave",
+		reason: "the directory has acr, dockerconfig, ecr, exec, gar, misbehave, vault",
 	},
 	{name: "cannot be read or executed by the broker's user", change: copied(0o700, nil), kind: misconfigured, reason: "permission denied", nobody: true},
 	{name: "cannot be read, which only its digest needs", change: copied(0o711, object{"sha256": wrongDigest}), kind: misconfigured, reason: "permission denied", nobody: true},

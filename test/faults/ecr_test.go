@@ -593,7 +593,7 @@ func (r *region) seen(identity, username, none string) {
 	r.Helper()
 	for name, word := range r.words {
 		for how, text := range map[string]string{
-			"as it is": word, "cut": word[:len(word)/2+12], "base64": base64.StdEncoding.EncodeToString([]byte(username + ":" + word)), "quoted": fmt.Sprintf("%q", "x"+word),
+			"as it is": word, "cut": word[:min(len(word), len(word)/2+12)], "base64": base64.StdEncoding.EncodeToString([]byte(username + ":" + word)), "quoted": fmt.Sprintf("%q", "x"+word),
 		} {
 			if len(r.found("a text with "+text+" in it")) == 0 {
 				r.Errorf("%s: the %s is not seen %s", identity, name, how)

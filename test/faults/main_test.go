@@ -39,6 +39,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "become the parent of orphans:", err)
 		return 1
 	}
+	defer closeVault()
 	if bin = os.Getenv("FAULTS_BIN"); bin != "" {
 		if _, err := os.Stat(misbehavePath()); err == nil {
 			return m.Run()
@@ -66,7 +67,7 @@ func run(m *testing.M) int {
 // build builds the programs, ours as releases are built, so that users other than root can run them too.
 func build(dir string) error {
 	release := exec.Command("make", "--silent", "--directory", "../..", "build", "OUT="+dir,
-		"COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec ./cmd/credential-backend-dockerconfig ./cmd/credential-backend-ecr ./cmd/credential-backend-gar ./cmd/credential-backend-acr ./cmd/gar-check ./cmd/aws-identity-token")
+		"COMMANDS=./cmd/credential-broker ./cmd/credential-backend-exec ./cmd/credential-backend-dockerconfig ./cmd/credential-backend-ecr ./cmd/credential-backend-gar ./cmd/credential-backend-acr ./cmd/credential-backend-vault ./cmd/gar-check ./cmd/aws-identity-token")
 	if output, err := release.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w\n%s", release, err, output)
 	}

@@ -443,7 +443,7 @@ var vaultCloudRows = []vaultRow{
 		v.env = append(v.AddUser(ecrUser).Environ(), "AWS_REGION=eu-west-1")
 		v.vault.AWS(v.called("aws"), "puller", v.unless(ecrUser, ecrNode), []string{v.reader})
 		v.login("aws", object{"role": "puller"})
-	}, pod{}, []string{"login to Vault at https://127.0.0.1:", "by auth/aws-", `role \"puller\"`}},
+	}, pod{}, []string{"login to Vault at https://127.0.0.1:", "by auth/aws-", `role \"puller\"`, vaultNotFor}},
 
 	{"AWS, the instance", func(v *vaultWorld) {
 		v.AddRole(cloud.Role{ARN: ecrNode})
@@ -451,19 +451,19 @@ var vaultCloudRows = []vaultRow{
 		v.vault.AWS(v.called("aws"), "puller", ecrNode, []string{v.reader})
 		v.vault.AWSClient(v.called("aws"), object{"iam_server_id_header_value": "vault.example.com"})
 		v.login("aws", object{"role": "puller", "aws": object{"serverID": v.unless("vault.example.com", "vault.example.org")}})
-	}, pod{}, []string{"by auth/aws-"}},
+	}, pod{}, []string{"by auth/aws-", "signed for another server", "auth.aws.serverID has to be the iam_server_id_header_value"}},
 
 	{"Google, the instance", func(v *vaultWorld) {
 		v.env = proxied(v.GoogleInstance(cloud.ServiceAccount{Email: vaultGoogle}).Environ())
 		v.vault.GCP(v.called("gcp"), "puller", "gce", v.unless(vaultProject, "others"), []string{v.reader}, nil)
 		v.login("gcp", object{"role": "puller"})
-	}, pod{}, []string{"by auth/gcp-"}},
+	}, pod{}, []string{"by auth/gcp-", vaultNotFor, "shows whom it is for"}},
 
 	{"Google, a key", func(v *vaultWorld) {
 		v.AddServiceAccount(cloud.ServiceAccount{Email: vaultGoogle})
 		v.vault.GCP(v.called("gcp"), "puller", "iam", vaultProject, []string{v.reader}, object{"bound_service_accounts": []string{v.unless(vaultGoogle, "somebody@images.iam.gserviceaccount.com")}})
 		v.login("gcp", object{"role": "puller", "gcp": object{"type": "iam", "credentialsFile": v.file("key.json", string(v.ServiceAccountKeyFile(vaultGoogle)), 0o600)}})
-	}, pod{}, []string{"by auth/gcp-"}},
+	}, pod{}, []string{"by auth/gcp-", vaultNotFor, "shows whom it is for"}},
 
 	{"Azure, the machine", func(v *vaultWorld) {
 		tenant := v.AddEntraTenant(cloud.EntraTenant{}).ID
@@ -471,7 +471,7 @@ var vaultCloudRows = []vaultRow{
 		v.env = proxied(m.Environ())
 		v.vault.Azure(v.called("azure"), "puller", tenant, []string{v.reader}, object{"bound_subscription_ids": []string{m.Compute().SubscriptionID}, "bound_locations": []string{v.unless("westeurope", "eastus")}})
 		v.login("azure", object{"role": "puller"})
-	}, pod{}, []string{"by auth/azure-"}},
+	}, pod{}, []string{"by auth/azure-", vaultNotFor, "shows whom it is for"}},
 
 	{"Azure, a managed identity by itself", func(v *vaultWorld) {
 		tenant := v.AddEntraTenant(cloud.EntraTenant{}).ID
@@ -479,7 +479,7 @@ var vaultCloudRows = []vaultRow{
 		v.env = proxied(m.Environ())
 		v.vault.Azure(v.called("azure"), "puller", tenant, []string{v.reader}, object{"bound_service_principal_ids": []string{m.Identities()[1].ObjectID}})
 		v.login("azure", object{"role": "puller", "azure": object{"clientID": v.unless(m.Identities()[1].ClientID, m.Identities()[0].ClientID)}})
-	}, pod{}, []string{"by auth/azure-"}},
+	}, pod{}, []string{"by auth/azure-", vaultNotFor, "shows whom it is for"}},
 }
 
 // socket is a path for one, which may not be long.
@@ -600,6 +600,21 @@ func (v *vaultWorld) refused(r vaultRow) {
 		if !strings.Contains(stderr, cause) {
 			v.Errorf("the broker does not say %q", cause)
 		}
+	}
+	if !strings.Contains(stderr, "kind=refused") {
+		v.Error("the broker does not count it as refused, and would have the kubelet ask again at once")
+	}
+	logins := 0
+	for _, q := range v.front.Requests() {
+		if q.Path == "auth/"+v.called("approle")+"/login" && len(v.given) > 0 { // an agent's
+			continue
+		}
+		if strings.HasSuffix(q.Path, "/login") {
+			logins++
+		}
+	}
+	if logins > 1 {
+		v.Errorf("%d logins", logins)
 	}
 	if strings.Contains(stderr, v.password) {
 		v.Error("the broker tells the password")
