@@ -43,7 +43,8 @@ func (s *Server) votes(name string) error {
 	config, _ := configuration.Data["config"].(map[string]any)
 	servers, _ := config["servers"].([]any)
 	for _, server := range servers {
-		if one, ok := server.(map[string]any); ok && one["node_id"] == name && one["voter"] == true {
+		one, _ := server.(map[string]any)
+		if voter, _ := one["voter"].(bool); voter && one["node_id"] == name {
 			return nil
 		}
 	}
