@@ -81,7 +81,7 @@ type Auth struct {
 
 // Secret is where a credential is, and what it is made of.
 type Secret struct {
-	// MatchImages are patterns by the kubelet's rules. Default: every image that is routed to the provider.
+	// MatchImages are patterns by the kubelet's rules, by which a path stands for all that begins with it; a * at its end says the same. Default: every image that is routed to the provider.
 	MatchImages []string `json:"matchImages"`
 	// Path is the secret's, as one would give it to `vault kv get` or `vault read`. It may have the variables {host}, {repository}, {namespace}, {serviceAccount} and {annotation:KEY}.
 	Path string `json:"path"`
@@ -352,7 +352,8 @@ func (s *Secret) validate(field string, auth *Auth, p *problems) entry {
 	e := entry{Secret: s, field: strings.TrimSuffix(field, ".")}
 	for i, pattern := range s.MatchImages {
 		k, ok := authkey.Parse(pattern)
-		if !ok || strings.Contains(pattern, "://") || strings.ContainsAny(pattern, " \t{}") {
+		k.Path = strings.TrimSuffix(k.Path, "*") // to the kubelet, all that begins with a path is meant by it
+		if !ok || strings.Contains(k.Path, "*") || strings.Contains(pattern, "://") || strings.ContainsAny(pattern, " \t{}") {
 			p.add(fmt.Sprintf("%smatchImages[%d]", field, i), "want a pattern as the provider's own, such as harbor.example/team or *.example:8443, got %q", pattern)
 		}
 		e.patterns = append(e.patterns, k)

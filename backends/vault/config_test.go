@@ -65,7 +65,7 @@ func TestSettings(t *testing.T) {
 		"no path":                         {func(c *Config) { c.Secrets[0].Path = "" }, []string{"secrets[0].path: want the secret's path"}},
 		"a path that is none":             {func(c *Config) { c.Secrets[0].Path = "secret/../x" }, []string{"secrets[0].path: want a path such as"}},
 		"an unknown variable":             {func(c *Config) { c.Secrets[0].Path = "secret/{pod}" }, []string{"secrets[0].path: there is no variable {pod}"}},
-		"a pattern that is none":          {func(c *Config) { c.Secrets[0].MatchImages = []string{"https://harbor.example", ""} }, []string{"secrets[0].matchImages[0]: want a pattern", "secrets[0].matchImages[1]: want a pattern"}},
+		"a pattern that is none":          {func(c *Config) { c.Secrets[0].MatchImages = []string{"https://harbor.example", "", "h.example/*/x"} }, []string{"secrets[0].matchImages[0]: want a pattern", "secrets[0].matchImages[1]: want a pattern", "secrets[0].matchImages[2]: want a pattern"}},
 		"an engine that is none":          {func(c *Config) { c.Secrets[0].Engine = "kv3" }, []string{"secrets[0].engine: want one of"}},
 		"a mount without an engine":       {func(c *Config) { c.Secrets[0].Mount = "secret" }, []string{"secrets[0].mount: say which engine"}},
 		"a mount of another path":         {func(c *Config) { c.Secrets[0].Engine, c.Secrets[0].Mount = EngineKV2, "kv" }, []string{`secrets[0].mount: the path does not begin with "kv/"`}},

@@ -232,7 +232,7 @@ func TestWhichEntry(t *testing.T) {
 	r := use(t)
 	mount, auth := r.kvOf(2, "a", map[string]any{"username": "a", "password": "pw-a"})
 	r.Put(mount, "b", map[string]any{"username": "b", "password": "pw-b"})
-	entries := []Secret{{MatchImages: []string{host + "/team-a", "*.internal:8443"}, Path: mount + "/a", Registry: "{host}/team-a"}, {MatchImages: []string{host}, Path: mount + "/b"}}
+	entries := []Secret{{MatchImages: []string{host + "/team-*", "*.internal:8443"}, Path: mount + "/a", Registry: "{host}/team-a"}, {MatchImages: []string{host}, Path: mount + "/b"}}
 	b := r.backend(Config{Auth: auth, Secrets: entries})
 	all := r.backend(Config{Auth: auth, Secrets: entries, All: true})
 	for image, want := range map[backends.Image]struct {

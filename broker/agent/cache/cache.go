@@ -478,6 +478,11 @@ func (c *Cache) Forget(match func(Held) bool) (answers, failures int) {
 			c.detach(f)
 		}
 	}
+	type lent struct {
+		provider *config.Provider
+		lease    secret.Secret
+	}
+	leases := map[digest]lent{}
 	for _, i := range c.store.items {
 		if i.scope != nil || !match(i.held()) {
 			continue
@@ -485,12 +490,17 @@ func (c *Cache) Forget(match func(Held) bool) (answers, failures int) {
 		switch {
 		case i.answer != nil:
 			answers++
-			c.revoke(i.ask.provider, i.answer.lease())
+			leases[i.answer.id] = lent{i.ask.provider, i.answer.lease()}
 			i.answer.returned = true
 		case i.shown():
 			failures++
 		}
 		c.store.drop(i)
+	}
+	for id, l := range leases {
+		if c.store.leases[id] == nil { // otherwise another answer came with it, and is still given
+			c.revoke(l.provider, l.lease)
+		}
 	}
 	c.arm()
 	return answers, failures

@@ -320,6 +320,29 @@ func TestALeaseThatIsRenewedWhileItIsYetToBeRevokedIsNotRevoked(t *testing.T) {
 	})
 }
 
+func TestWhatIsForgottenIsRevokedUnlessAnotherAnswerCameWithItToo(t *testing.T) {
+	inEndingBubble(t, nil, func(t *testing.T, c *Cache, m *model, _ *bytes.Buffer) {
+		sharing(c, time.Hour)
+		for _, image := range []string{"r.io/a", "r.io/b"} {
+			ask1(t, c, node("p"), broker.Request{Image: image})
+		}
+		for _, step := range []struct {
+			image string
+			want  []string
+		}{{"r.io/a", nil}, {"r.io/b", []string{"shared"}}} {
+			c.Forget(func(h Held) bool { return h.Name == step.image })
+			pass(time.Second)
+			if diff := cmp.Diff(step.want, m.returned()); diff != "" {
+				t.Errorf("revoked with %s (-want +got):\n%s", step.image, diff)
+			}
+		}
+		c.Close(t.Context())
+		if diff := cmp.Diff([]string{"shared"}, m.returned()); diff != "" {
+			t.Errorf("revoked at the end (-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestWhatIsHandedOnIsTheSuccessors(t *testing.T) {
 	inEndingBubble(t, nil, func(t *testing.T, c *Cache, m *model, _ *bytes.Buffer) {
 		lends(m, false, 0, 10*time.Hour)
