@@ -41,7 +41,10 @@ func lends(m *model, registryWide bool, lives, keep time.Duration) {
 
 // sharing lets a cache's model answer with one lease always, and be kept for so long.
 func sharing(c *Cache, keep time.Duration) {
-	m := c.source.(*model)
+	shares(c.source.(*model), keep)
+}
+
+func shares(m *model, keep time.Duration) {
 	m.set(func(_ context.Context, p *config.Provider, r broker.Request) (broker.Answer, error) {
 		answer := m.good(p, r, false, 0)
 		answer.CacheDuration, answer.Lease = &keep, "shared"
@@ -322,7 +325,7 @@ func TestALeaseThatIsRenewedWhileItIsYetToBeRevokedIsNotRevoked(t *testing.T) {
 
 func TestWhatIsForgottenIsRevokedUnlessAnotherAnswerCameWithItToo(t *testing.T) {
 	inEndingBubble(t, nil, func(t *testing.T, c *Cache, m *model, _ *bytes.Buffer) {
-		sharing(c, time.Hour)
+		shares(m, time.Hour)
 		for _, image := range []string{"r.io/a", "r.io/b"} {
 			ask1(t, c, node("p"), broker.Request{Image: image})
 		}
