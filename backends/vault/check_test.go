@@ -127,7 +127,7 @@ func TestCheckOfPods(t *testing.T) {
 	}
 	c.Auth.TokenFile = ""
 	said = logged(t, func() {
-		err := r.backend(c).Check(t.Context(), backends.Request{Image: image, Token: podToken(issuer, "team-a", "builder", "vault")})
+		err := r.backend(c).Check(t.Context(), backends.Request{Image: image, Token: podToken(issuer, "team-a", "builder")})
 		fails(t, err, refused, "look up the engine of secret/x", "the pod's token is of team-a/builder")
 	})
 	if !strings.Contains(said, "logged in to Vault") {

@@ -230,7 +230,7 @@ func (s *server) explain(ctx context.Context, c *call, err error, advice func(ex
 
 // words are ours for what Vault has said.
 func (e exchange) words() string {
-	switch e.hint {
+	switch e.hint { //nolint:exhaustive // the rest is told by the status
 	case hintSealed:
 		return "Vault is sealed"
 	case hintUninitialized:
@@ -354,7 +354,7 @@ func (b *Backend) loginAdvice(e exchange, w who) string {
 	auth := &b.cfg.Auth
 	role := fmt.Sprintf("`vault read auth/%s/role/%s`", auth.Mount, w.role)
 	says := b.alsoSays(w)
-	switch e.hint {
+	switch e.hint { //nolint:exhaustive // the rest is no matter of logins alone
 	case hintNoEngine:
 		return fmt.Sprintf("the auth method is not enabled at auth/%s: `vault auth list` shows those that are; see auth.mount and namespace", auth.Mount)
 	case hintRole:

@@ -76,10 +76,10 @@ func TestUnwell(t *testing.T) {
 			path, auth := r.kv()
 			b := r.backend(Config{Auth: auth, Secrets: []Secret{{Path: path, WrapTTL: time.Minute}}})
 			b.server.sleep = func(context.Context, time.Duration) bool { return true }
-			switch {
-			case test.fault.Path == "secret":
+			switch test.fault.Path {
+			case "secret":
 				test.fault.Path = r.name("secret")
-			case test.fault.Path == "auth/":
+			case "auth/":
 				test.fault.Path = "auth/" + r.name("approle")
 			}
 			r.front.Fail(test.fault)
@@ -321,9 +321,9 @@ func TestNothingSecretIsLogged(t *testing.T) {
 // TestAQuotaOfOneIsNoTroubleOfAnother: Vault counts by mount and namespace.
 func TestAQuotaOfOneIsNoTroubleOfAnother(t *testing.T) {
 	r := use(t)
-	mount, auth := r.kvOf(1, "x", map[string]any{"username": "u", "password": "p"})
+	mount, _ := r.kvOf(1, "x", map[string]any{"username": "u", "password": "p"})
 	path, _ := r.kv()
-	auth = r.appRole(nil, r.reads(mount+"/*", r.name("secret")+"/*"))
+	auth := r.appRole(nil, r.reads(mount+"/*", r.name("secret")+"/*"))
 	b := r.backend(Config{Auth: auth, Secrets: []Secret{{MatchImages: []string{host}, Path: path}, {Path: mount + "/x"}}})
 	r.front.Fail(vaultserver.Fault{Path: mount, Status: 429, Header: http.Header{"Retry-After": {"600"}}})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

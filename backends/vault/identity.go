@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"strings"
 	"time"
 
@@ -198,9 +199,7 @@ type loginParameters struct {
 
 func (b *Backend) parameters(w who, data map[string]any) loginParameters {
 	all := map[string]any{"role": w.role}
-	for name, value := range data {
-		all[name] = value
-	}
+	maps.Copy(all, data)
 	return loginParameters{b.cfg.Auth.Mount, all}
 }
 

@@ -29,7 +29,8 @@ func oneUser(t *testing.T, mq *vaultserver.RabbitMQ) (username, password string)
 	if len(users) != 1 {
 		t.Fatalf("%d users", len(users))
 	}
-	for username, password = range users {
+	for username = range users {
+		password = users[username]
 	}
 	return username, password
 }
@@ -89,15 +90,25 @@ func TestALease(t *testing.T) {
 	}
 }
 
+// left waits until there are so many users.
+func left(t *testing.T, mq *vaultserver.RabbitMQ, n int) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	patience := time.After(2 * time.Minute)
+	for len(mq.Users()) != n {
+		select {
+		case <-tick.C:
+		case <-patience:
+			t.Fatalf("there are %d users, want %d", len(mq.Users()), n)
+		}
+	}
+}
+
 // gone wants a lease's user to be removed, which Vault does soon after it has answered, and its login to be unknown.
 func (r *rig) gone(mq *vaultserver.RabbitMQ, lease backends.Secret) {
 	r.t.Helper()
-	for len(mq.Users()) > 0 {
-		if r.t.Context().Err() != nil {
-			r.t.Fatal("the user is still there")
-		}
-		time.Sleep(10 * time.Millisecond) // polls
-	}
+	left(r.t, mq, 0)
 	for _, l := range loansOf(lease) {
 		if _, err := r.As(l.Token).Auth().Token().LookupSelf(); l.Token != "" && err == nil {
 			r.t.Error("the login is still good")
@@ -293,9 +304,8 @@ func TestALeaseDoesNotHangOnALoginInUse(t *testing.T) {
 // TestAnEngineWithoutLeases: nothing hangs on the login, which is given back.
 func TestAnEngineWithoutLeases(t *testing.T) {
 	r := use(t)
-	path, auth := r.kv()
-	policy := r.reads(r.name("secret") + "/data/registries/*")
-	auth = r.appRole(nil, policy)
+	path, _ := r.kv()
+	auth := r.appRole(nil, r.reads(r.name("secret")+"/data/registries/*"))
 	c := Config{Auth: auth, Secrets: []Secret{{Path: strings.Replace(path, r.name("secret"), r.name("secret")+"/data", 1), Engine: EngineOther, DockerConfigField: "data"}}}
 	b := r.backend(c)
 	got, err := b.Credentials(t.Context(), backends.Request{Image: image})
@@ -367,13 +377,7 @@ func TestOneLeaseOfAnAnswer(t *testing.T) {
 	if err := b.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	for len(mq.Users()) > 1 {
-		if t.Context().Err() != nil {
-			t.Fatal("what reached nobody is still there")
-		}
-		time.Sleep(10 * time.Millisecond) // polls
-	}
-	oneUser(t, mq)
+	left(t, mq, 1)
 }
 
 // TestSealedAtHalfOfALease: what there is holds for a while yet.

@@ -102,7 +102,7 @@ func (b *Backend) giveBackLocked(l *login) {
 		return
 	}
 	l.dead = true
-	b.tasks.Go(func() {
+	b.tasks.Go(func() { //nolint:contextcheck // whoever used the login last does not wait for that
 		b.revoking <- struct{}{}
 		defer func() { <-b.revoking }()
 		ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
@@ -191,7 +191,7 @@ func (b *Backend) sweep() {
 
 // login is w's, the one that is kept if it is good for long enough. Whoever gets it leaves it in the end. Fresh: it was made for this.
 func (b *Backend) login(ctx context.Context, w who) (l *login, fresh bool, err error) {
-	switch b.cfg.Auth.Method {
+	switch b.cfg.Auth.Method { //nolint:exhaustive // the rest log in
 	case MethodNone:
 		return &login{users: 1}, true, nil
 	case MethodToken:

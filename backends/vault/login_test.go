@@ -79,12 +79,12 @@ func TestLogins(t *testing.T) {
 				issuer := cluster(t)
 				r.JWT(r.name("jwt"), issuer)
 				r.JWTRole(r.name("jwt"), "puller", map[string]any{"token_policies": []string{policy}})
-				return Auth{Method: MethodJWT, Mount: r.name("jwt"), Role: "puller", TokenFile: r.file(string(podToken(issuer, "kube-system", "node", "vault")))}
+				return Auth{Method: MethodJWT, Mount: r.name("jwt"), Role: "puller", TokenFile: r.file(string(podToken(issuer, "kube-system", "node")))}
 			},
 			refused: func(t *testing.T, r *rig, a *Auth) {
 				other := cluster(t)
 				other.Rotate()
-				a.TokenFile = r.file(string(podToken(other, "kube-system", "node", "vault")))
+				a.TokenFile = r.file(string(podToken(other, "kube-system", "node")))
 			},
 			kind: refused, says: []string{"signed by nobody whom the auth method trusts"},
 		},
@@ -123,7 +123,7 @@ func TestPods(t *testing.T) {
 			issuer := cluster(t)
 			r.JWT(r.name("pods"), issuer)
 			r.JWTRole(r.name("pods"), "puller", map[string]any{"token_policies": []string{policy}, "bound_claims_type": "glob", "bound_subject": "system:serviceaccount:team-a:builder"})
-			return "vault", func(namespace string) backends.Secret { return podToken(issuer, namespace, "builder", "vault") }
+			return "vault", func(namespace string) backends.Secret { return podToken(issuer, namespace, "builder") }
 		},
 		MethodKubernetes: func(t *testing.T, r *rig, policy string) (string, func(string) backends.Secret) {
 			api := r.Kubernetes(r.name("pods"), cluster(t))

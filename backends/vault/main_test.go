@@ -203,10 +203,10 @@ func cluster(t *testing.T) *cloud.Issuer {
 	return cloud.New(t).AddIssuer("https://kubernetes.default.svc")
 }
 
-// podToken is a pod's token for an audience.
-func podToken(issuer *cloud.Issuer, namespace, account, audience string) backends.Secret {
+// podToken is a pod's token for Vault.
+func podToken(issuer *cloud.Issuer, namespace, account string) backends.Secret {
 	return backends.Secret(issuer.Token(map[string]any{
-		"sub": "system:serviceaccount:" + namespace + ":" + account, "aud": []string{audience}, "nbf": issuer.Now().Unix(), "exp": issuer.Now().Add(time.Hour).Unix(),
+		"sub": "system:serviceaccount:" + namespace + ":" + account, "aud": []string{"vault"}, "nbf": issuer.Now().Unix(), "exp": issuer.Now().Add(time.Hour).Unix(),
 		"kubernetes.io": map[string]any{"namespace": namespace, "serviceaccount": map[string]any{"name": account, "uid": "uid-of-" + account}},
 	}))
 }

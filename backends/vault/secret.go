@@ -307,7 +307,7 @@ func fieldEnd(data map[string]any, e *entry, asked time.Time) (time.Time, error)
 		return at, nil
 	}
 	seconds, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(seconds >= 0 && seconds <= maxSeconds) { //nolint:staticcheck // QF1001: NaN is neither
+	if err != nil || !(seconds >= 0 && seconds <= maxSeconds) { // NaN is neither
 		return time.Time{}, backends.Refused(fmt.Errorf("%s.expiresField: the field %q says no time: want Unix seconds, RFC 3339, or the seconds that are left", e.field, e.ExpiresField))
 	}
 	const billion = 1e9 // of seconds: the year 2001, or 32 years from now
@@ -414,7 +414,10 @@ func (l loan) dockerConfig(ctx context.Context, image backends.Image, e *entry) 
 	var content []byte
 	switch v := l.data[e.DockerConfigField].(type) {
 	case map[string]any:
-		content, _ = json.Marshal(v) // which was JSON
+		var err error
+		if content, err = json.Marshal(v); err != nil { // which was JSON
+			return nil, false, backends.Refused(fmt.Errorf("%s.dockerConfigField: the secret's field %q is no text", e.field, e.DockerConfigField))
+		}
 	default:
 		text, err := textOf(l.data, e.field, "dockerConfigField", e.DockerConfigField)
 		if err != nil {

@@ -390,7 +390,10 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 	if parent := backends.TraceParent(r.Context()); parent != "" {
 		r.Header.Set("Traceparent", parent)
 	}
-	resp, err := s.transport.RoundTrip(r)
+	s.mu.Lock()
+	way := s.transport // which another caFile replaces
+	s.mu.Unlock()
+	resp, err := way.RoundTrip(r)
 	if err != nil {
 		if own, ok := errors.AsType[*backends.Error](err); ok { // the client's certificate
 			last.err = own

@@ -107,7 +107,7 @@ func FuzzTemplate(f *testing.F) {
 		if len(segments) != 6+inner || segments[0] != "secret" || segments[1] != "registries" || segments[2] != namespace || segments[3] != "in-"+annotation+"-pull" || segments[5+inner] != "end" {
 			t.Fatalf("%q is not of the pattern", got)
 		}
-		if u := (&url.URL{Path: got}); u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(got, "?#%\\") {
+		if strings.ContainsAny(got, "?#%\\*+") {
 			t.Fatalf("%q has more than a path", got)
 		}
 	})
@@ -161,7 +161,7 @@ func TestHostileRequests(t *testing.T) {
 	r.JWT(r.name("jwt"), issuer)
 	r.JWTRole(r.name("jwt"), "puller", map[string]any{"token_policies": []string{r.reads(mount + "/*")}}) // may read all, so that only the template is in the way
 	b := r.backend(Config{Auth: Auth{Method: MethodJWT, Mount: r.name("jwt"), Role: "puller"}, Secrets: []Secret{{Path: mount + "/{namespace}/color/{annotation:color}"}}})
-	token := podToken(issuer, "team-a", "builder", "vault")
+	token := podToken(issuer, "team-a", "builder")
 	is(t, pull(t, b, backends.Request{Image: image, Token: token, Annotations: map[string]string{"color": "red"}}), host, "a", "pw-a")
 	for _, value := range hostile {
 		_, err := b.Credentials(t.Context(), backends.Request{Image: image, Token: token, Annotations: map[string]string{"color": value}})
@@ -185,7 +185,7 @@ func TestAnnotationsChooseNoMount(t *testing.T) {
 	r.JWT(r.name("jwt"), issuer)
 	r.JWTRole(r.name("jwt"), "puller", map[string]any{"token_policies": []string{r.reads(r.name("kv") + "/*")}})
 	auth := Auth{Method: MethodJWT, Mount: r.name("jwt"), Role: "puller"}
-	req := backends.Request{Image: image, Token: podToken(issuer, "b", "builder", "vault"), Annotations: map[string]string{"team": "b"}}
+	req := backends.Request{Image: image, Token: podToken(issuer, "b", "builder"), Annotations: map[string]string{"team": "b"}}
 	for _, variable := range []string{"{annotation:team}", "{namespace}"} {
 		_, err := r.backend(Config{Auth: auth, Secrets: []Secret{{Path: r.name("kv") + "/" + variable + "/x/y"}}}).Credentials(t.Context(), req)
 		fails(t, err, refused, "secrets[0].path: the engine is mounted at "+r.name("kv")+"/b, which the path has to begin with as it is")

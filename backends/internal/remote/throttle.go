@@ -38,8 +38,9 @@ func (t *Throttle) Held(key string, now time.Time) time.Duration {
 }
 
 const (
-	// Throttled is how long a service is left alone that is busy and does not say for how long, and MostThrottled how long at most.
-	Throttled     = time.Second
+	// Throttled is how long a service is left alone that is busy and does not say for how long.
+	Throttled = time.Second
+	// MostThrottled is how long one is left alone at most, whatever it says.
 	MostThrottled = 10 * time.Minute
 )
 
