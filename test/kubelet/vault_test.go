@@ -420,7 +420,7 @@ var vaultRows = []vaultRow{
 	{"the second secret, where all are wanted", func(v *vaultWorld) {
 		v.appRole(v.reader)
 		v.narrow = true // so that the first one is looked for again
-		missing := object{"matchImages": []string{vaultHost}, "path": v.engine + "/registries/missing", "registry": "{host}/other"}
+		missing := object{"matchImages": []string{vaultHost}, "path": v.engine + "/registries/missing"}
 		v.config["all"], v.config["secrets"] = true, []object{missing, v.secret}
 		if v.refuse {
 			v.config["secrets"] = []object{missing, missing}
