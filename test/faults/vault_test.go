@@ -166,13 +166,12 @@ func (v *strongroom) wrapped() {
 }
 
 // made has an engine make the credentials, with leases that are so long.
-func (v *strongroom) made(lease time.Duration) *vaultserver.RabbitMQ {
+func (v *strongroom) made(lease time.Duration) {
 	rabbit := v.vault.RabbitMQ(v.called("rabbitmq"))
 	rabbit.Role("pull", nil)
 	rabbit.Lease(lease, time.Hour)
 	v.appRole(v.policy(v.called("rabbitmq")+"/creds/*"), "")
 	v.entry["path"], v.password = v.called("rabbitmq")+"/creds/pull", ""
-	return rabbit
 }
 
 // executable is a web identity's, which says on standard error what it knows.

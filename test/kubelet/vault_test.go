@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -91,7 +92,7 @@ func (w *world) withVault(s *vaultserver.Server) *vaultWorld {
 	s.KV2(v.engine)
 	v.put(v.engine, vaultHost, v.password)
 	v.put(v.engine, vaultOther, "of another registry")
-	v.reader = v.policy("read", v.engine+"/data/registries/*")
+	v.reader = v.policy(v.engine + "/data/registries/*")
 	v.secret = object{"matchImages": []string{vaultHost}, "path": v.engine + "/registries/{host}"}
 	w.provider = object{"name": "vault", "matchImages": []string{vaultHost, vaultOther, "registry.example"}, "inheritEnv": []string{"VAULT_*", "AWS_*", "AZURE_*", "GOOGLE_*", "GCE_*"}, "defaultCacheDuration": "1h"}
 	w.config = object{"address": v.front.Address(), "caFile": s.CAFile(), "secrets": []object{v.secret}}
@@ -106,14 +107,10 @@ func (v *vaultWorld) put(engine, host, password string) {
 	v.vault.Put(engine, "registries/"+host, object{"username": vaultUser, "password": password})
 }
 
-// policy is one that lets paths be used so.
-func (v *vaultWorld) policy(capability string, paths ...string) string {
-	var hcl strings.Builder
-	for _, path := range paths {
-		fmt.Fprintf(&hcl, "path %q { capabilities = [%q] }\n", path, capability)
-	}
+// policy is one that lets a path be read.
+func (v *vaultWorld) policy(path string) string {
 	name := fmt.Sprintf("%s-%d", v.called("policy"), vaultWorlds.Add(1))
-	v.vault.Policy(name, hcl.String())
+	v.vault.Policy(name, fmt.Sprintf("path %q { capabilities = [\"read\"] }", path))
 	return name
 }
 
@@ -130,9 +127,7 @@ func (v *vaultWorld) token() string {
 // login says how the node logs in.
 func (v *vaultWorld) login(method string, settings object) {
 	auth := object{"method": method, "mount": v.called(method)}
-	for name, value := range settings {
-		auth[name] = value
-	}
+	maps.Copy(auth, settings)
 	v.config["auth"] = auth
 }
 
@@ -158,9 +153,7 @@ func (v *vaultWorld) kubernetes(namespace, account string) *vaultserver.APIServe
 func (v *vaultWorld) jwt(subject string, settings object) {
 	v.vault.JWT(v.called("jwt"), v.issuer)
 	role := object{"bound_subject": subject, "token_policies": []string{v.reader}}
-	for name, value := range settings {
-		role[name] = value
-	}
+	maps.Copy(role, settings)
 	v.vault.JWTRole(v.called("jwt"), "puller", role)
 }
 
@@ -187,7 +180,7 @@ func (v *vaultWorld) agent(mode, listener, address string, client *http.Client) 
 	}
 	policy := v.reader
 	if v.refuse {
-		policy = v.policy("read", v.engine+"/data/elsewhere")
+		policy = v.policy(v.engine + "/data/elsewhere")
 	}
 	roleID, secretID := v.vault.AppRole(v.called("approle"), "agent", []string{policy}, nil)
 	config := v.file(mode+".hcl", fmt.Sprintf(`
@@ -204,7 +197,7 @@ listener %s
 	cmd := exec.CommandContext(v.Context(), file, mode, "-config="+config)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(v.dir, "home")}
 	said := v.file(mode+".log", "", 0o600)
-	output, err := os.OpenFile(said, os.O_WRONLY|os.O_APPEND, 0) //nolint:gosec // the file just made
+	output, err := os.OpenFile(said, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		v.Fatal(err)
 	}
@@ -232,7 +225,7 @@ listener %s
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			log, _ := os.ReadFile(said) //nolint:gosec // the same
+			log, _ := os.ReadFile(said)
 			v.Fatalf("vault %s does not answer:\n%s", mode, log)
 		}
 	}
@@ -342,7 +335,7 @@ var vaultRows = []vaultRow{
 		v.tokens, v.accounts["team-a/builder"] = vaultTokens("vault", "Token"), ""
 		v.secret["path"] = v.engine + "/{namespace}/{serviceAccount}/{host}"
 		v.vault.Put(v.engine, "team-a/builder/"+vaultHost, object{"username": vaultUser, "password": v.password})
-		v.jwt(v.unless(vaultNode, "system:serviceaccount:team-a:builder"), object{"token_policies": []string{v.policy("read", v.engine+"/data/team-a/builder/*")}})
+		v.jwt(v.unless(vaultNode, "system:serviceaccount:team-a:builder"), object{"token_policies": []string{v.policy(v.engine + "/data/team-a/builder/*")}})
 	}, builder, []string{vaultNotFor}},
 
 	{"a certificate", func(v *vaultWorld) {
@@ -387,7 +380,7 @@ var vaultRows = []vaultRow{
 	{"KV version 1", func(v *vaultWorld) {
 		v.vault.KV1(v.called("kv"))
 		v.vault.Put(v.called("kv"), "registries/"+vaultHost, object{"login": vaultUser, v.unless("password", "passwort"): v.password})
-		v.appRole(v.policy("read", v.called("kv")+"/registries/*"))
+		v.appRole(v.policy(v.called("kv") + "/registries/*"))
 		v.secret["path"] = v.called("kv") + "/registries/{host}"
 	}, pod{}, []string{`secrets[0].passwordField: the secret has no field \"password\": it has \"login\", \"passwort\"`}},
 
@@ -400,7 +393,10 @@ var vaultRows = []vaultRow{
 
 	{"a whole docker config", func(v *vaultWorld) {
 		auths := object{vaultHost: object{"username": vaultUser, "password": v.password}, "elsewhere.example": object{"username": "somebody", "password": "else"}}
-		text, _ := json.Marshal(object{"auths": auths})
+		text, err := json.Marshal(object{"auths": auths})
+		if err != nil {
+			v.Fatal(err)
+		}
 		v.vault.Put(v.engine, "registries/"+vaultHost, object{v.unless(".dockerconfigjson", "config.json"): string(text)})
 		v.appRole(v.reader)
 		v.secret["dockerConfigField"] = ".dockerconfigjson"
@@ -417,14 +413,14 @@ var vaultRows = []vaultRow{
 		v.rabbit = v.vault.RabbitMQ(v.called("rabbitmq"))
 		v.rabbit.Role("pull", nil)
 		v.rabbit.Lease(time.Hour, 2*time.Hour)
-		v.appRole(v.policy("read", v.called("rabbitmq")+"/creds/*"))
+		v.appRole(v.policy(v.called("rabbitmq") + "/creds/*"))
 		v.secret["path"] = v.called("rabbitmq") + "/creds/" + v.unless("pull", "push")
 	}, pod{}, []string{"there is no such role", "is the engine's role in"}},
 
 	{"the second secret, where all are wanted", func(v *vaultWorld) {
 		v.appRole(v.reader)
 		v.narrow = true // so that the first one is looked for again
-		missing := object{"matchImages": []string{vaultHost}, "path": v.engine + "/registries/missing", "registry": "{host}/other"}
+		missing := object{"matchImages": []string{vaultHost}, "path": v.engine + "/registries/missing"}
 		v.config["all"], v.config["secrets"] = true, []object{missing, v.secret}
 		if v.refuse {
 			v.config["secrets"] = []object{missing, missing}
@@ -657,7 +653,7 @@ func TestVaultRotation(t *testing.T) {
 func TestVaultPaths(t *testing.T) {
 	v := newVaultWorld(t)
 	v.vault.JWT(v.called("jwt"), v.issuer)
-	v.vault.JWTRole(v.called("jwt"), "team-a", object{"bound_subject": "system:serviceaccount:team-a:builder", "token_policies": []string{v.policy("read", v.engine+"/data/*")}})
+	v.vault.JWTRole(v.called("jwt"), "team-a", object{"bound_subject": "system:serviceaccount:team-a:builder", "token_policies": []string{v.policy(v.engine + "/data/*")}})
 	v.login("jwt", object{"role": "{namespace}"})
 	v.tokens, v.accounts["team-a/builder"] = vaultTokens("vault", "Token"), ""
 	v.secret["matchImages"], v.secret["path"] = []string{vaultHost, vaultOther}, v.engine+"/{host}/{namespace}-{serviceAccount}/{repository}"
