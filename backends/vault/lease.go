@@ -171,7 +171,7 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 	if err != nil {
 		return loan{}, err
 	}
-	defer b.leave(own)
+	defer b.leave(own) //nolint:contextcheck // nobody waits for a revocation
 	own.claim()
 	err = on(own)
 	return made, err
@@ -281,7 +281,7 @@ func (b *Backend) renew(ctx context.Context, w who, e *entry, l loan) (renewed l
 		if err != nil {
 			return loan{}, false, err
 		}
-		defer b.leave(own)
+		defer b.leave(own) //nolint:contextcheck // nobody waits for a revocation
 		token, ends = own.token, b.tokenExpiry(ctx, own)
 	}
 	if l.TokenRenewable {
@@ -333,7 +333,7 @@ func (b *Backend) giveBack(ctx context.Context, l loan) error {
 		if err != nil {
 			return err
 		}
-		defer b.leave(own)
+		defer b.leave(own) //nolint:contextcheck // nobody waits for a revocation
 		token = own.token
 	}
 	client, err := b.server.as(token, l.Namespace)

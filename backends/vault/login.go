@@ -102,7 +102,7 @@ func (b *Backend) giveBackLocked(l *login) {
 		return
 	}
 	l.dead = true
-	b.tasks.Go(func() { //nolint:contextcheck // whoever used the login last does not wait for that
+	b.tasks.Go(func() {
 		b.revoking <- struct{}{}
 		defer func() { <-b.revoking }()
 		ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
@@ -278,10 +278,10 @@ func (b *Backend) with(ctx context.Context, w who, use func(*login) error) error
 		err = use(l)
 		if unknownToken(err) && !fresh {
 			b.bury(w, l)
-			b.leave(l)
+			b.leave(l) //nolint:contextcheck // nobody waits for a revocation
 			continue
 		}
-		b.leave(l)
+		b.leave(l) //nolint:contextcheck // nobody waits for a revocation
 		return err
 	}
 }

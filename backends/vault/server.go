@@ -387,7 +387,7 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 		r.Body, _ = r.GetBody()
 		r.ContentLength = int64(len(body))
 	}
-	if parent := backends.TraceParent(r.Context()); parent != "" {
+	if parent := backends.TraceParent(r.Context()); parent != "" { //nolint:contextcheck // the request has it
 		r.Header.Set("Traceparent", parent)
 	}
 	s.mu.Lock()
@@ -399,7 +399,7 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 			last.err = own
 			return nil, last, own
 		}
-		last.err = remote.Unanswered(r.Context(), err)
+		last.err = remote.Unanswered(r.Context(), err) //nolint:contextcheck // the request has it
 		return nil, last, last.err
 	}
 	content, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer+1))
@@ -407,7 +407,7 @@ func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response
 	last.status, last.date = resp.StatusCode, resp.Header.Get("Date")
 	switch {
 	case err != nil:
-		last.err = remote.Unanswered(r.Context(), err)
+		last.err = remote.Unanswered(r.Context(), err) //nolint:contextcheck // the request has it
 	case len(content) > remote.MaxAnswer:
 		last.err = errors.New("the answer is too long")
 	}
