@@ -1,7 +1,10 @@
 package vaultserver
 
 import (
+	"encoding/json"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,5 +87,77 @@ func TestKubernetesWithoutReviewer(t *testing.T) {
 	}
 	if got := login("vault", map[string]any{"aud": []string{"vault"}}); got != http.StatusForbidden {
 		t.Errorf("a token that the API server does not take: %d", got)
+	}
+}
+
+// TestTheAPIServer asks it what Vault would not, having refused the token itself.
+func TestTheAPIServer(t *testing.T) {
+	c := cloud.New(t)
+	s := New(t, Options{})
+	a := s.Kubernetes("kubernetes", c.AddIssuer("https://issuer.example"))
+	a.Token("shop", "web", nil)
+	reviewer := a.Token("vault", "reviewer", nil)
+	forged := (&APIServer{issuer: cloud.New(t).AddIssuer("https://issuer.example"), uids: a.uids}).Token("vault", "reviewer", nil)
+	post := func(t *testing.T, path, bearer, body string) (status int, answer tokenReview) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.Address()+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+bearer)
+		w, err := s.client.CloneConfig().HttpClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Body.Close()
+		var raw struct{ Status json.RawMessage }
+		if err := json.NewDecoder(w.Body).Decode(&raw); err != nil {
+			t.Error(err)
+		}
+		_ = json.Unmarshal(raw.Status, &answer.Status) // of a refusal it is a text
+		return w.StatusCode, answer
+	}
+	const reviews = "/apis/authentication.k8s.io/v1/tokenreviews"
+	review := func(token string, audiences ...string) string {
+		body, err := json.Marshal(tokenReview{Kind: "TokenReview", APIVersion: "authentication.k8s.io/v1", Spec: tokenReviewSpec{Token: token, Audiences: audiences}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	pod := func(claims map[string]any) string { return a.Token("shop", "web", claims) }
+	for name, test := range map[string]struct {
+		path, bearer, body string
+		status             int
+		words              string // of the error; empty: it is authenticated
+	}{
+		"its own audience":         {reviews, reviewer, review(pod(nil)), 201, ""},
+		"an audience asked for":    {reviews, reviewer, review(pod(map[string]any{"aud": []string{"a", "b"}}), "b", "c"), 201, ""},
+		"another audience":         {reviews, reviewer, review(pod(map[string]any{"aud": []string{"a"}}), "b"), 201, "invalid for the target audiences"},
+		"none asked for":           {reviews, reviewer, review(pod(map[string]any{"aud": []string{"a"}})), 201, "invalid for the target audiences"},
+		"expired":                  {reviews, reviewer, review(pod(map[string]any{"exp": time.Now().Unix() - 1})), 201, "has expired"},
+		"not valid yet":            {reviews, reviewer, review(pod(map[string]any{"nbf": time.Now().Unix() + 60})), 201, "not valid yet"},
+		"another issuer's name":    {reviews, reviewer, review(pod(map[string]any{"iss": "https://other.example"})), 201, "another issuer"},
+		"forged":                   {reviews, reviewer, review(forged), 201, "invalid bearer token"},
+		"no token":                 {reviews, reviewer, review(""), 422, "-"},
+		"no review":                {reviews, reviewer, "{", 400, "-"},
+		"another kind":             {reviews, reviewer, `{"kind":"Pod"}`, 400, "-"},
+		"another path":             {"/api/v1/pods", reviewer, "{}", 404, "-"},
+		"nobody asks":              {reviews, "", review(pod(nil)), 401, "-"},
+		"a forger asks":            {reviews, forged, review(pod(nil)), 401, "-"},
+		"asked with another token": {reviews, a.Token("vault", "reviewer", map[string]any{"aud": []string{"vault"}}), review(pod(nil)), 401, "-"},
+		"who may not asks":         {reviews, pod(nil), review(pod(nil)), 403, "-"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, answer := post(t, test.path, test.bearer, test.body)
+			if status != test.status || answer.Status.Authenticated != (test.words == "") || test.words != "-" && !strings.Contains(answer.Status.Error, test.words) {
+				t.Errorf("%d %+v", status, answer.Status)
+			}
+		})
+	}
+	_, answer := post(t, reviews, reviewer, review(pod(map[string]any{"aud": []string{"a", "b"}}), "b", "c"))
+	if answer.Status.User == nil || answer.Status.User.Username != "system:serviceaccount:shop:web" || answer.Status.User.UID == "" || !slices.Contains(answer.Status.User.Groups, "system:serviceaccounts:shop") ||
+		!slices.Equal(answer.Status.Audiences, []string{"b"}) {
+		t.Errorf("%+v", answer.Status)
 	}
 }
