@@ -9,5 +9,7 @@
 //	f := s.Front() // in between: notes each request, and spoils those that it is told to
 //	…
 //
+// With Options.Standby there is a second server beside it. What it cannot be is Vault Enterprise: namespaces, performance standbys and index headers are for fronts to play.
+//
 // The server is built once on a machine, which takes about ten minutes and says so; `make vault-server` does it beforehand. Its version is pinned by the module below server/.
 package vaultserver

@@ -207,7 +207,7 @@ func (s *Server) config(n *node) map[string]any {
 	fronts["x_forwarded_for_client_cert_header_decoders"] = "BASE64"
 	storage := map[string]any{"inmem": map[string]any{}}
 	if s.standby != nil {
-		storage = map[string]any{"raft": map[string]any{"path": filepath.Join(s.dir, n.name), "node_id": n.name, "performance_multiplier": "1"}}
+		storage = map[string]any{"raft": map[string]any{"path": filepath.Join(s.dir, n.name), "node_id": n.name, "performance_multiplier": "1", "autopilot_reconcile_interval": "100ms", "autopilot_update_interval": "100ms"}}
 	}
 	return map[string]any{
 		"storage":  storage,

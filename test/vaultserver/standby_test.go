@@ -17,7 +17,7 @@ func TestStandby(t *testing.T) {
 	if health, err := standby.Sys().Health(); err != nil || !health.Standby || health.Sealed {
 		t.Errorf("%+v, %v", health, err)
 	}
-	if secret, err := standby.Logical().Read("kv/a"); err != nil || secret.Data["password"] != "p" {
+	if secret, err := standby.Logical().Read("kv/a"); err != nil || secret == nil || secret.Data["password"] != "p" {
 		t.Errorf("what is sent on: %+v, %v", secret, err)
 	}
 	redirected := func(from, to string) {
@@ -43,7 +43,7 @@ func TestStandby(t *testing.T) {
 		t.Errorf("after the other one has stepped down: %+v, %v", health, err)
 	}
 	redirected(s.Address(), s.StandbyAddress())
-	if secret, err := s.API().Logical().Read("kv/a"); err != nil || secret.Data["password"] != "p" {
+	if secret, err := s.API().Logical().Read("kv/a"); err != nil || secret == nil || secret.Data["password"] != "p" {
 		t.Errorf("what is sent back: %+v, %v", secret, err)
 	}
 }
