@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/test/vaultserver"
 )
 
 // TestRoundTrips: a pull is a login, the question which engine it is, and the secret; the next one is the secret alone, and the login is given back at the end.
@@ -165,6 +166,23 @@ func TestALoginThatWasRevoked(t *testing.T) {
 	want := []string{"GET secret/data/registries/harbor.example 403", "PUT auth/approle/login 200", "GET secret/data/registries/harbor.example 200"}
 	if asked := r.asked(); !slices.Equal(asked, want) {
 		t.Errorf("asked %q", asked)
+	}
+}
+
+// TestALoginThatIsSaidToBeDenied: OpenBao, and older versions of Vault, say no more of a token that has ended.
+func TestALoginThatIsSaidToBeDenied(t *testing.T) {
+	r := use(t)
+	path, auth := r.kv()
+	b := r.backend(Config{Auth: auth, Secrets: []Secret{{Path: path}}})
+	pull(t, b, backends.Request{Image: image})
+	r.front.Fail(vaultserver.Fault{Path: r.name("secret"), Status: 403, Body: `{"errors":["permission denied"]}`, Times: 1})
+	is(t, pull(t, b, backends.Request{Image: image}), host, "robot", "pw-of-harbor")
+	r.front.Fail(vaultserver.Fault{Path: r.name("secret"), Status: 403, Body: `{"errors":["1 error occurred:\n\t* permission denied\n\n"]}`, Times: 1})
+	r.front.Forget()
+	_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+	fails(t, err, refused, "permission denied")
+	if asked := r.asked(); len(asked) != 1 {
+		t.Errorf("a policy's refusal is asked about again: %q", asked)
 	}
 }
 
