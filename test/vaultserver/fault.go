@@ -31,7 +31,7 @@ type Fault struct {
 	Hang bool
 	// Reset: the connection is cut instead of an answer.
 	Reset bool
-	// Truncate: the request is answered as ever, and half-way through the answer's body the connection is cut.
+	// Truncate: the request is answered as ever, and half-way through the answer's body that ends, as an error of HTTP/2's stream or of the connection.
 	Truncate bool
 	// Oversized: the answer is JSON, status 200, of OversizedBytes.
 	Oversized bool
@@ -93,7 +93,7 @@ func (f *Front) spoil(w http.ResponseWriter, r *http.Request, noted *Request, fa
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()/2])
 		_ = http.NewResponseController(w).Flush()
-		cut(r)
+		panic(http.ErrAbortHandler) // a reset would take away from the client what it has not read yet
 	case fault.Oversized:
 		oversized(w)
 	case fault.Redirect != "":
