@@ -38,9 +38,12 @@ type Backend struct {
 	tasks    sync.WaitGroup
 	revoking chan struct{}
 
+	// using is held by requests, and taken by the end.
+	using  sync.RWMutex
+	closed bool
+
 	mu      sync.Mutex
 	sweeper *time.Timer // nil: there is nothing to sweep
-	closed  bool
 }
 
 // entry is one of the settings' secrets, compiled.
@@ -101,6 +104,9 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 
 // answer answers for one image. Old are loans that may be renewed.
 func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) (backends.Response, error) {
+	b.using.RLock()
+	defer b.using.RUnlock()
+	whole := ctx
 	ctx, cancel := remote.WithinBudget(ctx)
 	defer cancel()
 	matching, scope := b.matching(req.Image)
@@ -120,18 +126,21 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		if err == nil && l.LeaseID != "" {
 			if len(loans) > 0 && loans[0].LeaseID != l.LeaseID {
 				err = backends.InvalidConfig("all", "%s makes a credential with a lease, and another entry for the image does too: a broker knows one lease of an answer", e.field)
-			} else {
-				loans = []loan{l}
 			}
 		}
 		if err != nil {
 			failed = append(failed, err)
+			b.ungive(ctx, l)
 			continue
 		}
 		credentials, wide, err := b.credentials(ctx, req, w, e, l)
 		if err != nil {
 			failed = append(failed, err)
+			b.ungive(ctx, l)
 			continue
+		}
+		if l.LeaseID != "" {
+			loans = []loan{l}
 		}
 		if !wide {
 			response.Scope = backends.ScopeImage
@@ -149,8 +158,17 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		response.CacheDuration = new(time.Duration) // so that it is tried again
 	}
 	response.Lease = leaseOf(ctx, loans)
-	b.ungiven.given(loans)
+	if whole.Err() == nil { // otherwise nobody is there any more to get it
+		b.ungiven.given(loans)
+	}
 	return response, nil
+}
+
+// ungive gives back what an answer was not made of and no other has, where there is no login of ours that it ends with: who has one gives it back in the end.
+func (b *Backend) ungive(ctx context.Context, l loan) {
+	if l.LeaseID != "" && !b.cfg.Auth.logsIn() && b.ungiven.take(l) {
+		b.giveBackSoon(ctx, l)
+	}
 }
 
 // joined keeps the kind of a single error.

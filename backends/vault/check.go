@@ -17,6 +17,8 @@ import (
 // Check finds out whether Vault is there and unsealed, who the login is, and, for an image, whether it may read the secret and whether that has what is wanted. It changes nothing, and has no engine make anything; what is merely
 // worth knowing is logged.
 func (b *Backend) Check(ctx context.Context, req backends.Request) error {
+	b.using.RLock()
+	defer b.using.RUnlock()
 	ctx, cancel := remote.WithinBudget(ctx)
 	defer cancel()
 	if err := b.health(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -64,7 +65,9 @@ func leaseOf(ctx context.Context, loans []loan) backends.Secret {
 // loansOf takes them out again. What is none of ours has none.
 func loansOf(lease backends.Secret) []loan {
 	var loans []loan
-	if json.Unmarshal([]byte(lease), &loans) != nil {
+	decoder := json.NewDecoder(strings.NewReader(string(lease)))
+	decoder.UseNumber() // as Vault's library has them
+	if decoder.Decode(&loans) != nil {
 		return nil
 	}
 	for i := range loans {
@@ -124,7 +127,17 @@ func (u *ungiven) add(l loan) {
 	if u.loans == nil {
 		u.loans = map[string]loan{}
 	}
+	maps.DeleteFunc(u.loans, func(_ string, other loan) bool { return !other.expires.After(l.asked) })
 	u.loans[l.LeaseID] = l
+}
+
+// take says whether no answer has it yet; then none will.
+func (u *ungiven) take(l loan) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, ok := u.loans[l.LeaseID]
+	delete(u.loans, l.LeaseID)
+	return ok
 }
 
 // given: an answer has them now.
@@ -152,6 +165,9 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 			l.unclaim(err)
 		}
 		if err != nil {
+			if made.LeaseID != "" && !l.ours { // it ends with no login of ours
+				b.giveBackSoon(ctx, made)
+			}
 			return err
 		}
 		made.Key, made.Data = key, made.data
@@ -171,7 +187,10 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 	if err != nil {
 		return loan{}, err
 	}
-	defer b.leave(own) //nolint:contextcheck // nobody waits for a revocation
+	defer func() { // if no lease hangs on it, nobody else knows of it
+		b.retire(own) //nolint:contextcheck // nobody waits for a revocation
+		b.leave(own)  //nolint:contextcheck // the same
+	}()
 	own.claim()
 	err = on(own)
 	return made, err
@@ -312,6 +331,8 @@ func lasting(err error) error {
 
 // Revoke ends the loans of an answer: by the login that they hang on, which every token may end for itself, or by their own names.
 func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
+	b.using.RLock()
+	defer b.using.RUnlock()
 	var failed []error
 	for _, l := range loansOf(lease) {
 		b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
@@ -321,6 +342,14 @@ func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// giveBackSoon gives back a loan that no answer has, of which nobody is told.
+func (b *Backend) giveBackSoon(ctx context.Context, l loan) {
+	b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
+	if err := b.giveBack(ctx, l); err != nil {
+		slog.WarnContext(ctx, "a lease that nobody gets was not revoked: it ends by itself", "expires", l.expires, "reason", err.Error())
+	}
 }
 
 func (b *Backend) giveBack(ctx context.Context, l loan) error {

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -203,7 +204,11 @@ func TestATokenOfTheSettings(t *testing.T) {
 	r := use(t)
 	mq, c := r.lending(time.Hour, time.Hour, nil)
 	r.Policy(r.name("revoker"), `path "sys/leases/revoke" { capabilities = ["update"] }`)
-	for may, policies := range map[bool][]string{true: {r.reads(r.name("mq") + "/creds/*"), r.name("revoker")}, false: {r.reads(r.name("mq") + "/creds/*")}} {
+	for _, may := range []bool{true, false} { // in the end, one is left
+		policies := []string{r.reads(r.name("mq") + "/creds/*")}
+		if may {
+			policies = append(policies, r.name("revoker"))
+		}
 		token := r.Token(policies, nil)
 		c.Auth = Auth{TokenFile: r.file(token)}
 		b := r.backend(c)
@@ -299,6 +304,87 @@ func TestALeaseDoesNotHangOnALoginInUse(t *testing.T) {
 		t.Errorf("whoever used the login has lost it: %v", err)
 	}
 	b.leave(l)
+}
+
+// TestALoginThatNoLeaseHangsOn is given back, if it was made for one: nobody else knows of it.
+func TestALoginThatNoLeaseHangsOn(t *testing.T) {
+	r := use(t)
+	path, _ := r.kv()
+	c := Config{Auth: r.appRole(nil, r.reads(r.name("secret")+"/*")), Secrets: []Secret{{Path: strings.Replace(path, r.name("secret"), r.name("secret")+"/data", 1), Engine: EngineOther, DockerConfigField: "data"}}}
+	b := r.backend(c)
+	before := r.Tokens()
+	l, _, err := b.login(t.Context(), who{}) // is in use meanwhile
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Credentials(t.Context(), backends.Request{Image: image}); err != nil {
+		t.Error(err)
+	}
+	b.leave(l)
+	if err := b.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	logins := 0
+	for _, asked := range r.asked() {
+		switch asked {
+		case "PUT auth/approle/login 200":
+			logins++
+		case "PUT auth/token/revoke-self 204":
+			logins--
+		}
+	}
+	if logins != 0 {
+		t.Errorf("%d logins are left, of %d tokens before and %d now", logins, before, r.Tokens())
+	}
+}
+
+// TestARefusedRoleCostsNoLogin: no lease can hang on it, so that it serves on.
+func TestARefusedRoleCostsNoLogin(t *testing.T) {
+	r := use(t)
+	_, c := r.lending(time.Hour, time.Hour, nil)
+	c.Secrets[0].Path = r.name("mq") + "/creds/none"
+	b := r.backend(c)
+	for range 3 {
+		_, err := b.Credentials(t.Context(), backends.Request{Image: image})
+		fails(t, err, refused, "there is no such role")
+	}
+	logins := 0
+	for _, asked := range r.asked() {
+		if asked == "PUT auth/approle/login 200" {
+			logins++
+		}
+	}
+	if logins != 1 {
+		t.Errorf("%d logins: %q", logins, r.asked())
+	}
+}
+
+// TestALeaseThatNobodyGetsOfATokenOfTheSettings is given back at once: there is no login of ours that it would end with.
+func TestALeaseThatNobodyGetsOfATokenOfTheSettings(t *testing.T) {
+	r := use(t)
+	for _, spoil := range []func(s *Secret){func(s *Secret) { s.PasswordField = "none" }, func(s *Secret) { s.ExpiresField = "password" }} {
+		mq, c := r.lending(time.Hour, time.Hour, nil)
+		r.Policy(r.name("revoker"), `path "sys/leases/revoke" { capabilities = ["update"] }`)
+		c.Auth = Auth{TokenFile: r.file(r.Token([]string{r.reads(r.name("mq") + "/*"), r.name("revoker")}, nil))}
+		spoil(&c.Secrets[0])
+		if _, err := r.backend(c).Credentials(t.Context(), backends.Request{Image: image}); err == nil {
+			t.Error("it is answered")
+		}
+		left(t, mq, 0)
+		if err := r.API().Sys().Unmount(r.name("mq")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNumbersInALease stay what they are.
+func TestNumbersInALease(t *testing.T) {
+	made := loan{Key: "k", LeaseID: "l", Data: map[string]any{"username": json.Number("12345678901234567")}}
+	lease := leaseOf(t.Context(), []loan{made})
+	again := loansOf(lease)
+	if len(again) != 1 || again[0].data["username"] != json.Number("12345678901234567") || leaseOf(t.Context(), again) != lease {
+		t.Errorf("%+v", again)
+	}
 }
 
 // TestAnEngineWithoutLeases: nothing hangs on the login, which is given back.

@@ -70,7 +70,9 @@ func (l *login) claim() bool {
 func (l *login) unclaim(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.leased, l.retired = false, l.retired || err != nil
+	f, failed := errors.AsType[*failure](err)
+	refused := failed && f.err == nil && f.status >= 400 && f.status < 500
+	l.leased, l.retired = false, l.retired || err != nil && !refused
 }
 
 // leave ends the use of a login.
@@ -141,29 +143,32 @@ func (b *Backend) revokeSelf(ctx context.Context, token backends.Secret) error {
 	return err
 }
 
-// Close gives the logins back, and what was lent and has reached nobody.
+// Close gives the logins back, and what was lent and has reached nobody. It waits for requests that were given up and are still under way: what they get is given back too.
 func (b *Backend) Close(ctx context.Context) error {
-	b.mu.Lock()
-	b.closed = true
-	if b.sweeper != nil {
-		b.sweeper.Stop()
-	}
-	b.mu.Unlock()
-	var failed []error
-	if nobodys := b.ungiven.all(); len(nobodys) > 0 {
-		for _, l := range nobodys {
-			failed = append(failed, b.giveBack(ctx, l))
+	done := make(chan error, 1)
+	go func() { // which ends with the process at the latest
+		b.using.Lock()
+		defer b.using.Unlock()
+		b.closed = true
+		if b.sweeper != nil {
+			b.sweeper.Stop()
 		}
-	}
-	b.logins.Clear()
-	done := make(chan struct{})
-	go func() {
+		b.logins.Clear()
+		nobodys := b.ungiven.all()
+		failed := make([]error, len(nobodys))
+		for i, l := range nobodys {
+			b.tasks.Go(func() {
+				b.revoking <- struct{}{}
+				defer func() { <-b.revoking }()
+				failed[i] = b.giveBack(ctx, l)
+			})
+		}
 		b.tasks.Wait()
-		close(done)
+		done <- errors.Join(failed...)
 	}()
 	select {
-	case <-done:
-		return errors.Join(failed...)
+	case err := <-done:
+		return err
 	case <-ctx.Done():
 		return backends.Unavailable(fmt.Errorf("revoke the logins: %w", ctx.Err()))
 	}
@@ -173,19 +178,22 @@ func (b *Backend) Close(ctx context.Context) error {
 func (b *Backend) sweepSoon() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.sweeper == nil && !b.closed {
+	if b.sweeper == nil {
 		b.sweeper = time.AfterFunc(longestOfPod, b.sweep)
 	}
 }
 
 func (b *Backend) sweep() {
+	b.using.RLock()
+	defer b.using.RUnlock()
+	if b.closed {
+		return
+	}
 	left := b.logins.Sweep(b.server.now())
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if left > 0 && !b.closed {
-		b.sweeper.Reset(longestOfPod)
-	} else {
-		b.sweeper = nil
+	if b.sweeper = nil; left > 0 {
+		b.sweeper = time.AfterFunc(longestOfPod, b.sweep)
 	}
 }
 

@@ -210,7 +210,7 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 	}
 	doing := "read " + m.apiPath(path)
 	asking := ctx
-	if m.engine == EngineOther && !l.ours { // what is made twice would be known once, and nothing would end the other
+	if m.engine == EngineOther && (!l.ours || l.batch) { // what is made twice would be known once, and nothing would end the other
 		asking = once(ctx)
 	}
 	asked := b.server.now()
@@ -239,7 +239,7 @@ func (b *Backend) read(ctx context.Context, w who, l *login, e *entry, m mount, 
 		lent.refresh = time.Duration(got.LeaseDuration) * time.Second
 	}
 	if lent.Ends, err = fieldEnd(got.Data, e, asked); err != nil {
-		return loan{}, err
+		return lent, err
 	}
 	lent.expires = sooner(lent.expires, lent.Ends)
 	return lent, nil

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -105,10 +106,14 @@ func (s *server) as(token backends.Secret, namespace string) (*api.Client, error
 	defer s.mu.Unlock()
 	if s.client == nil || s.renewedLocked() {
 		client, err := s.openLocked()
-		if err != nil {
+		switch {
+		case err == nil:
+			s.client = client
+		case s.client == nil:
 			return nil, err
+		default: // somebody is writing the file: the next question tries again
+			slog.Warn("the certificates of caFile cannot be read anew: those from before are used", "reason", err.Error())
 		}
-		s.client = client
 	}
 	c := s.client.WithNamespace(strings.Trim(namespace, "/"))
 	c.SetToken(string(token))
@@ -257,7 +262,7 @@ func (s *server) call(ctx context.Context, doing string) (context.Context, *call
 
 // gate is by whom Vault may want to be left alone: its quotas are of namespaces and mounts, and what is one's trouble is not to be another's.
 func gate(r *http.Request) string {
-	path := strings.TrimPrefix(r.URL.Path, "/v1/")
+	_, path, _ := strings.Cut(r.URL.Path, "/v1/") // the address may have a path
 	mount, rest, _ := strings.Cut(path, "/")
 	if mount == "auth" {
 		below, _, _ := strings.Cut(rest, "/")
@@ -357,7 +362,7 @@ const maxRedirects = 2
 func (s *server) follow(r *http.Request, body []byte) (*http.Response, exchange, error) {
 	at := r.URL
 	for redirects := 0; ; redirects++ {
-		resp, last, err := s.once(r, at, body)
+		resp, last, err := s.ask(r, at, body)
 		if err != nil || resp.StatusCode < 300 || resp.StatusCode >= 400 {
 			return resp, last, err
 		}
@@ -366,7 +371,11 @@ func (s *server) follow(r *http.Request, body []byte) (*http.Response, exchange,
 			last.err = errors.New("it points elsewhere, without saying where")
 			return nil, last, last.err
 		}
-		if last.redirect = remote.Cut(origin(location)); !s.redirects[origin(location)] || location.User != nil || redirects == maxRedirects {
+		if redirects == maxRedirects {
+			last.err = errors.New("its nodes point to each other: they do not agree yet which of them is active")
+			return nil, last, last.err
+		}
+		if last.redirect = remote.Cut(origin(location)); !s.redirects[origin(location)] || location.User != nil {
 			last.err = errors.New("it points to another address")
 			return nil, last, last.err
 		}
@@ -376,16 +385,23 @@ func (s *server) follow(r *http.Request, body []byte) (*http.Response, exchange,
 	}
 }
 
-// once asks once, and reads the answer.
-func (s *server) once(r *http.Request, at *url.URL, body []byte) (*http.Response, exchange, error) {
+// ask asks once, and reads the answer.
+func (s *server) ask(r *http.Request, at *url.URL, body []byte) (*http.Response, exchange, error) {
 	last := exchange{asked: true}
 	r = r.Clone(r.Context())
 	r.URL, r.Host = at, at.Host
-	r.Body, r.ContentLength = http.NoBody, 0
-	if len(body) > 0 {
-		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil } // for a connection that was dead before anything was sent
-		r.Body, _ = r.GetBody()
-		r.ContentLength = int64(len(body))
+	// net/http sends again what it can, if a connection that was used before breaks: which is right, but for what is asked once.
+	c, _ := r.Context().Value(callKey{}).(*call)
+	once := c != nil && c.once
+	r.Body, r.GetBody, r.ContentLength = http.NoBody, nil, 0
+	switch {
+	case len(body) > 0:
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		if !once {
+			r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		}
+	case once:
+		r.Body = io.NopCloser(strings.NewReader("")) // a body that cannot be had again
 	}
 	if parent := backends.TraceParent(r.Context()); parent != "" { //nolint:contextcheck // the request has it
 		r.Header.Set("Traceparent", parent)

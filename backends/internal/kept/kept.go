@@ -32,7 +32,10 @@ type entry[T any] struct {
 	has   bool      // a token, which Dropped has not heard of
 	until time.Time // asked for again after that
 	end   time.Time // forgotten after that
-	users int
+	asked bool      // somebody asks
+	// unwanted says of what is being asked for that it is not to be given out again.
+	unwanted func(T) bool
+	users    int
 }
 
 // Most bounds how many are kept: the identities of a node's pods, times what they are for.
@@ -64,11 +67,13 @@ func (t *Tokens[K, T]) Next(ctx context.Context, key K, latest time.Time, ask fu
 		return e.token, nil
 	}
 	fresh, err := ask(ctx, t.kept(e, asked))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	unwanted := e.unwanted
+	e.asked, e.unwanted = false, nil
 	if err != nil {
 		return none, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.drop(e)
 	e.token, e.has = fresh, true
 	e.until = asked.Add(t.Expires(fresh).Sub(asked) / 2) // a token without an expiry is not kept
@@ -78,6 +83,9 @@ func (t *Tokens[K, T]) Next(ctx context.Context, key K, latest time.Time, ask fu
 	if e.end = e.until; t.UntilEnd {
 		e.end = t.Expires(fresh)
 	}
+	if unwanted != nil && unwanted(fresh) {
+		e.until, e.end = time.Time{}, time.Time{}
+	}
 	return fresh, nil
 }
 
@@ -85,6 +93,7 @@ func (t *Tokens[K, T]) Next(ctx context.Context, key K, latest time.Time, ask fu
 func (t *Tokens[K, T]) kept(e *entry[T], now time.Time) *T {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	e.asked = true
 	if !e.has || !t.UntilEnd || !now.Before(e.end) {
 		return nil
 	}
@@ -100,14 +109,27 @@ func (t *Tokens[K, T]) Has(key K, now time.Time) bool {
 }
 
 // Forget has the next request ask for the token again: whoever it is for does not take the one that is kept.
-func (t *Tokens[K, T]) Forget(key K) { t.ForgetIf(key, func(T) bool { return true }) }
+func (t *Tokens[K, T]) Forget(key K) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[key]; e != nil {
+		e.until, e.end = time.Time{}, time.Time{}
+	}
+}
 
-// ForgetIf is Forget for a token that may have been replaced meanwhile: it is forgotten if it is the one.
+// ForgetIf is Forget for a token that may have been replaced meanwhile: it is forgotten if it is the one, and so is what somebody gets who is asking just now. Is must not wait.
 func (t *Tokens[K, T]) ForgetIf(key K, is func(T) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e := t.entries[key]; e != nil && e.has && is(e.token) {
+	e := t.entries[key]
+	if e == nil {
+		return
+	}
+	if e.has && is(e.token) {
 		e.until, e.end = time.Time{}, time.Time{}
+	}
+	if e.asked {
+		e.unwanted = is
 	}
 }
 

@@ -190,3 +190,76 @@ func TestWhoHearsOfDroppedTokens(t *testing.T) {
 	}
 	want("d") // which does not say when it ends, and is not kept
 }
+
+// TestNext: whoever asks is told of the token that is kept, until its end; what is forgotten while somebody asks for it is not kept.
+func TestNext(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	now := start
+	kept := keeper(func() time.Time { return now })
+	kept.UntilEnd = true
+	made := 0
+	next := func(during func()) (told string, given token) {
+		t.Helper()
+		told = "nobody asked"
+		given, err := kept.Next(t.Context(), "a", time.Time{}, func(_ context.Context, before *token) (token, error) {
+			if told = "nothing"; before != nil {
+				told = before.password
+			}
+			if during != nil {
+				during()
+			}
+			made++
+			return token{password: fmt.Sprint(made), expires: now.Add(time.Hour)}, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return told, given
+	}
+	for _, step := range []struct {
+		what   string
+		later  time.Duration
+		before func()
+		during func()
+		told   string
+		given  string
+	}{
+		{what: "first", told: "nothing", given: "1"},
+		{what: "within half of its life", later: 29 * time.Minute, told: "nobody asked", given: "1"},
+		{what: "past half of its life", later: 2 * time.Minute, told: "1", given: "2"},
+		{what: "outdated", before: func() { kept.Outdate("a", func(t token) bool { return t.password == "2" }) }, told: "2", given: "3"},
+		{what: "another outdated", before: func() { kept.Outdate("a", func(t token) bool { return t.password == "2" }) }, told: "nobody asked", given: "3"},
+		{what: "another forgotten", before: func() { kept.ForgetIf("a", func(t token) bool { return t.password == "2" }) }, told: "nobody asked", given: "3"},
+		{what: "forgotten", before: func() { kept.ForgetIf("a", func(t token) bool { return t.password == "3" }) }, told: "nothing", given: "4"},
+		{what: "past its end", later: time.Hour, told: "nothing", given: "5"},
+		{what: "forgotten while it is asked for", later: 31 * time.Minute, during: func() { kept.ForgetIf("a", func(t token) bool { return t.password == "6" }) }, told: "5", given: "6"},
+		{what: "which is noticed", told: "nothing", given: "7"},
+		{what: "another forgotten meanwhile", later: 31 * time.Minute, during: func() { kept.ForgetIf("a", func(t token) bool { return t.password == "7" }) }, told: "7", given: "8"},
+		{what: "which is no matter", told: "nobody asked", given: "8"},
+	} {
+		now = now.Add(step.later)
+		if step.before != nil {
+			step.before()
+		}
+		if told, given := next(step.during); told != step.told || given.password != step.given {
+			t.Errorf("%s: told of %s and given %s, want %s and %s", step.what, told, given.password, step.told, step.given)
+		}
+	}
+	if !kept.Has("a", now) || kept.Has("a", now.Add(time.Hour)) || kept.Has("b", now) {
+		t.Error("what is kept is not what there is")
+	}
+	if left := kept.Sweep(now.Add(59 * time.Minute)); left != 1 {
+		t.Errorf("%d are left before its end", left)
+	}
+	kept.Outdate("a", func(token) bool { return true })
+	_, _ = kept.Next(t.Context(), "a", time.Time{}, func(context.Context, *token) (token, error) {
+		if left := kept.Sweep(now.Add(time.Hour)); left != 1 {
+			t.Errorf("%d are left of those that somebody asks for", left)
+		}
+		return token{}, errors.New("none")
+	})
+	now = now.Add(time.Hour)
+	if left := kept.Sweep(now); left != 0 {
+		t.Errorf("%d are left past the end", left)
+	}
+}
