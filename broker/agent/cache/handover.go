@@ -48,6 +48,7 @@ type handedAnswer struct {
 	Fresh        time.Time          `json:"fresh"`
 	Good         time.Time          `json:"good"`
 	LastUsed     time.Time          `json:"lastUsed"`
+	Provider     *config.Provider   `json:"provider,omitempty"` // of an answer with a lease, which is to be revoked if the successor has another
 	Wanted       bool               `json:"wanted,omitempty"`
 	Renewal      time.Time          `json:"renewal,omitzero"`
 	Lapsed       bool               `json:"lapsed,omitempty"`
@@ -125,6 +126,9 @@ func (i *item) handed() handedAnswer {
 		Obtained: a.obtained, Fresh: a.fresh, Good: a.good, LastUsed: a.lastUsed, Wanted: a.wanted, Renewal: a.renewal, Lapsed: a.lapsed,
 		Failures: a.failures, LastFailure: a.lastFailure, FailedAt: a.failedAt, KeptUntil: a.until,
 	}
+	if len(h.Lease) > 0 {
+		h.Provider = i.ask.provider
+	}
 	answer, _ := a.answer()
 	for _, from := range answer.Credentials {
 		h.Credentials = append(h.Credentials, handedCredential{Key: from.Key, Username: from.Username, Password: string(from.Password), Expires: from.Expires})
@@ -169,6 +173,7 @@ func (c *Cache) Import(r io.Reader, providers []*config.Provider) (int, error) {
 	for _, from := range h.Answers {
 		a, ok := c.taken(from.handedAsk, known)
 		if !ok || !from.sound(now) {
+			h.Leases = append(h.Leases, handedLease{Fingerprint: from.Fingerprint, Provider: from.Provider, Lease: from.Lease, Due: latest(from.KeptUntil, from.LastUsed).Add(pullMargin)})
 			continue
 		}
 		c.store.put(from.item(c, a, now))

@@ -90,6 +90,7 @@ func (c *Cache) oweUnkept(a *ask, answer broker.Answer, now time.Time) {
 	l.told(c.longest, now)
 	if shared := c.store.leases[l.id]; shared != nil {
 		shared.until = latest(shared.until, l.until)
+		shared.lasts(l)
 		return
 	}
 	c.oweLease(a, l, answer.Lease)

@@ -392,6 +392,55 @@ func TestWhatIsHandedOnIsTheSuccessors(t *testing.T) {
 	})
 }
 
+// TestWhatTheSuccessorHasNoUseForIsRevoked: its configuration is another one, and the predecessor revokes nothing any more.
+func TestWhatTheSuccessorHasNoUseForIsRevoked(t *testing.T) {
+	inEndingBubble(t, nil, func(t *testing.T, c *Cache, m *model, _ *bytes.Buffer) {
+		lends(m, false, 0, 10*time.Hour)
+		changed := node("p")
+		changed.Config = []byte(`{"changed":true}`)
+		ask1(t, c, node("p"), broker.Request{Image: "r.io/a"})
+		var pipe bytes.Buffer
+		if err := c.Export(&pipe); err != nil {
+			t.Fatal(err)
+		}
+		c.HandedOn()
+		c.Close(t.Context())
+		next := New(Options{MaxCacheDuration: new(time.Minute), Source: &revoking{m, func(_ context.Context, p *config.Provider) error {
+			if string(p.Config) != "{}" {
+				t.Errorf("the provider asked has the settings %s", p.Config)
+			}
+			return nil
+		}}})
+		defer next.Close(t.Context())
+		if n, err := next.Import(&pipe, []*config.Provider{changed}); n != 0 || err != nil {
+			t.Fatalf("%d taken over, %v", n, err)
+		}
+		if got := m.returned(); got != nil {
+			t.Errorf("revoked while the kubelet may have it: %q", got)
+		}
+		pass(10*time.Hour + pullMargin + time.Second)
+		if diff := cmp.Diff([]string{"lease-1"}, m.returned()); diff != "" {
+			t.Errorf("revoked (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestALeaseEndsWithTheLastOfItsCredentials: an answer that came with it before it was renewed says that it ends sooner, and does not decide.
+func TestALeaseEndsWithTheLastOfItsCredentials(t *testing.T) {
+	shared := &sharedLease{}
+	start := time.Unix(1_800_000_000, 0)
+	for _, lasts := range []time.Duration{time.Hour, 2 * time.Hour, time.Minute} {
+		shared.lasts(loan{expires: start.Add(lasts)})
+	}
+	if got := shared.ends(); !got.Equal(start.Add(2 * time.Hour)) {
+		t.Errorf("it ends at %s", got)
+	}
+	shared.lasts(loan{})
+	if got := shared.ends(); !got.IsZero() {
+		t.Errorf("of one it is not known when it ends, and so of all: %s", got)
+	}
+}
+
 func TestSettleWaitsForWhatIsLent(t *testing.T) {
 	inEndingBubble(t, nil, func(t *testing.T, c *Cache, m *model, _ *bytes.Buffer) {
 		began := time.Now()

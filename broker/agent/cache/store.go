@@ -77,6 +77,22 @@ type keptAnswer struct {
 type sharedLease struct {
 	answers int
 	until   time.Time // loan's, of those that are gone
+	// expires is loan's, the latest of them all: one may have been renewed after another. endless: of one it is not known.
+	expires time.Time
+	endless bool
+}
+
+// lasts takes note of when an answer's credentials stop working.
+func (s *sharedLease) lasts(l loan) {
+	s.expires, s.endless = latest(s.expires, l.expires), s.endless || l.expires.IsZero()
+}
+
+// ends is when the last of them does; zero where that is not known.
+func (s *sharedLease) ends() time.Time {
+	if s.endless {
+		return time.Time{}
+	}
+	return s.expires
 }
 
 // keptFailure is one that need not be found out again at once.
@@ -187,6 +203,7 @@ func (s *itemStore) put(i *item) {
 			s.leases[i.answer.id] = shared
 		}
 		shared.answers++
+		shared.lasts(i.answer.loan)
 	}
 	s.plan(i, i.due)
 	for len(s.items) > s.maxEntries || s.bytes > s.maxBytes {
@@ -222,7 +239,7 @@ func (s *itemStore) drop(i *item) {
 func (s *itemStore) release(i *item) {
 	shared := s.leases[i.answer.id]
 	shared.until = latest(shared.until, i.answer.until)
-	i.answer.until = shared.until
+	i.answer.until, i.answer.expires = shared.until, shared.ends()
 	if shared.answers--; shared.answers == 0 {
 		delete(s.leases, i.answer.id)
 	}

@@ -209,7 +209,9 @@ func (in *instance) can(ctx context.Context, feature backendv1.Feature) (bool, e
 }
 
 // close lets the backend end in good order, if it can.
-func (in *instance) close() {
+func (in *instance) close() { in.closeWithin(backendv1.CloseTimeout) }
+
+func (in *instance) closeWithin(timeout time.Duration) {
 	s := in.kept
 	s.keeper.mu.Lock()
 	buried := in.buried
@@ -217,7 +219,7 @@ func (in *instance) close() {
 	if buried {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), backendv1.CloseTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	can, err := in.can(ctx, backendv1.Feature_FEATURE_CLOSE)
 	if can {

@@ -12,6 +12,7 @@ import (
 	"github.com/credential-broker/credential-broker/broker"
 	"github.com/credential-broker/credential-broker/broker/config"
 	"github.com/credential-broker/credential-broker/broker/plugin"
+	backendv1 "github.com/credential-broker/credential-broker/proto/backend/v1"
 )
 
 // Pauses between starts, where the last process ended without having answered anything. The first restart is at once; then they grow twofold from the first of these to the second.
@@ -110,8 +111,12 @@ func (s *kept) onceAlone(ctx context.Context, all *parts, ask func(*instance) er
 		return err
 	}
 	defer process.Stop()
-	err = ask(&instance{kept: s, file: file, process: process, retired: true})
+	in := &instance{kept: s, file: file, process: process, retired: true}
+	err = ask(in)
 	process.Flush()
+	if !worthAnother(err) { // somebody is there to put something away
+		in.closeWithin(backendv1.ShortCloseTimeout)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if worthAnother(err) {
