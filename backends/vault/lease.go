@@ -187,9 +187,9 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 	if err != nil {
 		return loan{}, err
 	}
-	defer func() { // if no lease hangs on it, nobody else knows of it
-		b.retire(own) //nolint:contextcheck // nobody waits for a revocation
-		b.leave(own)  //nolint:contextcheck // the same
+	defer func() { //nolint:contextcheck // nobody waits for a revocation
+		b.retire(own) // if no lease hangs on it, nobody else knows of it
+		b.leave(own)
 	}()
 	own.claim()
 	err = on(own)

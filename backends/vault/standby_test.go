@@ -33,8 +33,8 @@ func TestStandby(t *testing.T) {
 
 	c.Address = pointing(t, r.Server)
 	_, err := r.backend(c).Credentials(t.Context(), backends.Request{Image: image})
-	fails(t, err, refused, c.Address+" points to "+r.Server.Address(), "name it in redirectAddresses")
-	c.RedirectAddresses = []string{r.Server.Address()}
+	fails(t, err, refused, c.Address+" points to "+r.Address(), "name it in redirectAddresses")
+	c.RedirectAddresses = []string{r.Address()}
 	is(t, pull(t, r.backend(c), backends.Request{Image: image}), host, "robot", "pw-of-harbor")
 
 	r.StepDown()
