@@ -153,6 +153,14 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			span := max(40*time.Millisecond, whole.took+whole.took/5)
 			var late, worst, before, within int
 			seen := map[string]bool{}
+			missing := func() (names []string) {
+				for _, name := range []string{"credential-back", "sleep", "docker-credenti"} {
+					if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool { return strings.HasPrefix(s, name) }) {
+						names = append(names, name)
+					}
+				}
+				return names
+			}
 			for try := range tries / len(users) {
 				others := belongings(u.base) // of those killed before
 				cmd := b.command(one)
@@ -183,6 +191,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 				reap()
 				if try%25 == 24 {
 					nothingLeft()
+					if len(missing()) > 0 && span < 2*time.Second {
+						span *= 2 // the machine has more to do than when the whole way was timed
+					}
 				}
 			}
 			t.Logf("%d kills within %s, %d with files, %d without; everything was gone after %d ms at most; killed among others: %v", before+within, span, within, before, worst, seen)
@@ -190,10 +201,8 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			if late > tries/50 {
 				t.Errorf("%d of %d times something was left after a second", late, tries)
 			}
-			for _, name := range []string{"credential-back", "sleep", "docker-credenti"} {
-				if tries >= 100 && !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool { return strings.HasPrefix(s, name) }) {
-					t.Errorf("no %s was ever there to be killed: the moments do not reach it", name)
-				}
+			if tries >= 100 && len(missing()) > 0 {
+				t.Errorf("no %s was ever there to be killed: the moments do not reach it", missing())
 			}
 			if within == 0 {
 				t.Errorf("no killed broker had files in %s: is it the right place?", u.base)
