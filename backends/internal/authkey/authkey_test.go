@@ -24,11 +24,11 @@ func FuzzCovers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, pattern, name string) {
 		p, err := image.ParsePattern(pattern)
 		if err != nil || image.CheckName(name) != nil || image.IsDockerHub(name) {
-			t.Skip()
+			return // no pattern, no image, or one for which keys have a rule of their own
 		}
 		k, ok := Parse(pattern)
 		if p.Path() != k.Path { // a pattern keeps the /v1/ that a key does without
-			t.Skip()
+			return
 		}
 		host, path := cut(name)
 		if got, want := ok && k.Covers(host, path), p.Match(name); got != want {
