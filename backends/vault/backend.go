@@ -102,8 +102,8 @@ func (b *Backend) Credentials(ctx context.Context, req backends.Request) (backen
 	return b.answer(ctx, req, nil)
 }
 
-// answer answers for one image. Old are loans that may be renewed.
-func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) (backends.Response, error) {
+// answer answers for one image. Old is a loan that may be renewed; nil: there is none.
+func (b *Backend) answer(ctx context.Context, req backends.Request, old *loan) (backends.Response, error) {
 	b.using.RLock()
 	defer b.using.RUnlock()
 	whole := ctx
@@ -119,28 +119,20 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		return backends.Response{}, err
 	}
 	response := backends.Response{Scope: scope}
-	var loans []loan
+	var lent loan // with a lease, if one of them has it
 	var failed []error
 	for _, e := range matching {
-		l, err := b.secret(ctx, req, w, e, old)
-		if err == nil && l.LeaseID != "" {
-			if len(loans) > 0 && loans[0].LeaseID != l.LeaseID {
-				err = backends.InvalidConfig("all", "%s makes a credential with a lease, and another entry for the image does too: a broker knows one lease of an answer", e.field)
-			}
+		l, credentials, wide, err := b.entry(ctx, req, w, e, old)
+		if err == nil && l.LeaseID != "" && lent.LeaseID != "" && l.LeaseID != lent.LeaseID {
+			err = backends.InvalidConfig("all", "%s makes a credential with a lease, and another entry for the image does too: a broker knows one lease of an answer", e.field)
 		}
-		if err != nil {
-			failed = append(failed, err)
-			b.ungive(ctx, l)
-			continue
-		}
-		credentials, wide, err := b.credentials(ctx, req, w, e, l)
 		if err != nil {
 			failed = append(failed, err)
 			b.ungive(ctx, l)
 			continue
 		}
 		if l.LeaseID != "" {
-			loans = []loan{l}
+			lent = l
 		}
 		if !wide {
 			response.Scope = backends.ScopeImage
@@ -157,17 +149,30 @@ func (b *Backend) answer(ctx context.Context, req backends.Request, old []loan) 
 		slog.WarnContext(ctx, "a secret for the image cannot be used; another one is", "reason", err.Error())
 		response.CacheDuration = new(time.Duration) // so that it is tried again
 	}
-	response.Lease = leaseOf(ctx, loans)
+	response.Lease = lent.lease(ctx)
 	if whole.Err() == nil { // otherwise nobody is there any more to get it
-		b.ungiven.given(loans)
+		b.ungiven.take(lent)
 	}
 	return response, nil
+}
+
+// entry is what one of the entries has for a request: the secret, and the credentials that are made of it; wide: every image of the registry gets the same. With an error, the secret may be there all the same.
+func (b *Backend) entry(ctx context.Context, req backends.Request, w who, e *entry, old *loan) (l loan, credentials []backends.Credential, wide bool, err error) {
+	key, err := b.authKey(req, w, e) // before anything is asked for that it would be in vain for
+	if err != nil {
+		return loan{}, nil, false, err
+	}
+	if l, err = b.secret(ctx, req, w, e, old); err != nil {
+		return loan{}, nil, false, err
+	}
+	credentials, wide, err = l.credentials(ctx, req.Image, key, e)
+	return l, credentials, wide, err
 }
 
 // ungive gives back what an answer was not made of and no other has, where there is no login of ours that it ends with: who has one gives it back in the end.
 func (b *Backend) ungive(ctx context.Context, l loan) {
 	if l.LeaseID != "" && !b.cfg.Auth.logsIn() && b.ungiven.take(l) {
-		b.giveBackSoon(ctx, l)
+		b.giveBackUnasked(ctx, l)
 	}
 }
 

@@ -110,6 +110,10 @@ func (b *Backend) whoAmI(ctx context.Context, l *login) error {
 
 // checkSecret finds out whether the login may read an entry's secret, and, where reading makes nothing, reads it.
 func (b *Backend) checkSecret(ctx context.Context, req backends.Request, w who, l *login, e *entry) error {
+	key, err := b.authKey(req, w, e)
+	if err != nil {
+		return err
+	}
 	path, err := e.path.render(b.value(req, w))
 	if err != nil {
 		return backends.Refused(fmt.Errorf("%s.path: %w", e.field, err))
@@ -148,7 +152,7 @@ func (b *Backend) checkSecret(ctx context.Context, req backends.Request, w who, 
 	if err != nil {
 		return err
 	}
-	found, _, err := b.credentials(ctx, req, w, e, read)
+	found, _, err := read.credentials(ctx, req.Image, key, e)
 	if err != nil {
 		return err
 	}

@@ -49,12 +49,12 @@ type loan struct {
 // maxLease is what the broker takes, in bytes.
 const maxLease = 16 << 10
 
-// leaseOf puts loans into an answer's Lease.
-func leaseOf(ctx context.Context, loans []loan) backends.Secret {
-	if len(loans) == 0 {
+// lease is the loan as an answer's Lease; empty if there is nothing to renew or revoke.
+func (l loan) lease(ctx context.Context) backends.Secret {
+	if l.LeaseID == "" {
 		return ""
 	}
-	text, err := json.Marshal(loans)
+	text, err := json.Marshal(l)
 	if err != nil || len(text) > maxLease {
 		slog.WarnContext(ctx, "the lease is too long for the broker: it is neither renewed nor revoked, and ends by itself", "bytes", len(text))
 		return ""
@@ -62,35 +62,36 @@ func leaseOf(ctx context.Context, loans []loan) backends.Secret {
 	return backends.Secret(text)
 }
 
-// loansOf takes them out again. What is none of ours has none.
-func loansOf(lease backends.Secret) []loan {
-	var loans []loan
+// loanOf takes it out again; nil: it is none of ours.
+func loanOf(lease backends.Secret) *loan {
+	var l loan
 	decoder := json.NewDecoder(strings.NewReader(string(lease)))
 	decoder.UseNumber() // as Vault's library has them
-	if decoder.Decode(&loans) != nil {
+	if decoder.Decode(&l) != nil || l.LeaseID == "" {
 		return nil
 	}
-	for i := range loans {
-		loans[i].data = loans[i].Data
-	}
-	return loans
+	l.data = l.Data
+	return &l
 }
 
 // renewedFor is the share of its life for which whoever is to renew a loan finds that somebody has just done so: many answers have one loan, and each is renewed. It is short, since the broker renews a lease of a minute and a half
 // when a fifth of it is over, and never again if it does not get a longer one then.
 const renewedFor = 6
 
+// isOf says whether there is a loan, and it is of an identity and a secret.
+func (l *loan) isOf(key string) bool { return l != nil && l.Key == key }
+
 // stale: a loan is renewed if a request wants that.
 func (l loan) stale(now time.Time) bool { return now.Sub(l.asked) > l.expires.Sub(l.asked)/renewedFor }
 
-// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed, or one of old is that this process does not know, if that is worth it.
-func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, old []loan) (loan, error) {
-	if len(old) > 0 {
+// borrow gets a secret of an engine that makes it. Requests for the same one share it, for half of its life; then it is renewed, or the old one is that this process does not know, if that is worth it.
+func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string, old *loan) (loan, error) {
+	if old != nil {
 		b.loans.Outdate(key, func(l loan) bool { return l.stale(b.server.now()) })
 	}
 	return b.loans.Next(ctx, key, w.until(), func(ctx context.Context, kept *loan) (loan, error) {
-		if i := slices.IndexFunc(old, func(l loan) bool { return l.Key == key }); kept == nil && i >= 0 {
-			kept = &old[i]
+		if kept == nil && old.isOf(key) {
+			kept = old
 		}
 		if kept != nil && kept.LeaseID != "" {
 			renewed, worth, err := b.renew(ctx, w, e, *kept)
@@ -131,22 +132,13 @@ func (u *ungiven) add(l loan) {
 	u.loans[l.LeaseID] = l
 }
 
-// take says whether no answer has it yet; then none will.
+// take is for whoever gives a loan to an answer, or back, and says whether no answer has it yet.
 func (u *ungiven) take(l loan) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	_, ok := u.loans[l.LeaseID]
 	delete(u.loans, l.LeaseID)
 	return ok
-}
-
-// given: an answer has them now.
-func (u *ungiven) given(loans []loan) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, l := range loans {
-		delete(u.loans, l.LeaseID)
-	}
 }
 
 func (u *ungiven) all() []loan {
@@ -166,7 +158,7 @@ func (b *Backend) lend(ctx context.Context, w who, e *entry, path, key string) (
 		}
 		if err != nil {
 			if made.LeaseID != "" && !l.ours { // it ends with no login of ours
-				b.giveBackSoon(ctx, made)
+				b.giveBackUnasked(ctx, made)
 			}
 			return err
 		}
@@ -284,7 +276,7 @@ func (b *Backend) lookUpSelf(ctx context.Context, l *login) (*api.Secret, time.T
 
 // Renew answers with the same credentials, if their lease can be made to last, or else with others.
 func (b *Backend) Renew(ctx context.Context, req backends.Request, lease backends.Secret) (backends.Response, error) {
-	return b.answer(ctx, req, loansOf(lease))
+	return b.answer(ctx, req, loanOf(lease))
 }
 
 // renew makes a loan last. It is not worth it where that is not possible for at least half as long as it was lent for at first: then another one is wanted, and this one ends by itself.
@@ -329,30 +321,28 @@ func lasting(err error) error {
 	return err
 }
 
-// Revoke ends the loans of an answer: by the login that they hang on, which every token may end for itself, or by their own names.
+// Revoke ends the loan of an answer: by the login that it hangs on, which every token may end for itself, or by its own name.
 func (b *Backend) Revoke(ctx context.Context, lease backends.Secret) error {
 	b.using.RLock()
 	defer b.using.RUnlock()
-	var failed []error
-	for _, l := range loansOf(lease) {
-		b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
-		b.ungiven.given([]loan{l})
-		if err := b.giveBack(ctx, l); err != nil {
-			failed = append(failed, err)
-		}
+	l := loanOf(lease)
+	if l == nil {
+		return nil
 	}
-	return errors.Join(failed...)
+	b.ungiven.take(*l)
+	return b.giveBack(ctx, *l)
 }
 
-// giveBackSoon gives back a loan that no answer has, of which nobody is told.
-func (b *Backend) giveBackSoon(ctx context.Context, l loan) {
-	b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
+// giveBackUnasked gives back a loan that no answer has.
+func (b *Backend) giveBackUnasked(ctx context.Context, l loan) {
 	if err := b.giveBack(ctx, l); err != nil {
 		slog.WarnContext(ctx, "a lease that nobody gets was not revoked: it ends by itself", "expires", l.expires, "reason", err.Error())
 	}
 }
 
+// giveBack ends a loan, which is given to nobody any more.
 func (b *Backend) giveBack(ctx context.Context, l loan) error {
+	b.loans.ForgetIf(l.Key, func(kept loan) bool { return kept.LeaseID == l.LeaseID })
 	token := backends.Secret(l.Token)
 	switch {
 	case token != "" && !l.Batch:

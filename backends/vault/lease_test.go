@@ -110,7 +110,7 @@ func left(t *testing.T, mq *vaultserver.RabbitMQ, n int) {
 func (r *rig) gone(mq *vaultserver.RabbitMQ, lease backends.Secret) {
 	r.t.Helper()
 	left(r.t, mq, 0)
-	for _, l := range loansOf(lease) {
+	if l := loanOf(lease); l != nil {
 		if _, err := r.As(l.Token).Auth().Token().LookupSelf(); l.Token != "" && err == nil {
 			r.t.Error("the login is still good")
 		}
@@ -150,13 +150,13 @@ func TestWhatIsNotWorthARenewal(t *testing.T) {
 		"its longest life is over soon": {lease: time.Hour, longest: 10 * time.Minute, lent: time.Hour},
 		"its login is not renewed":      {lease: time.Hour, longest: time.Hour, settings: map[string]any{"token_explicit_max_ttl": "5m"}},
 		"revoked": {lease: time.Hour, longest: time.Hour, spoil: func(r *rig, lease backends.Secret) backends.Secret {
-			if err := r.API().Sys().Revoke(loansOf(lease)[0].LeaseID); err != nil {
+			if err := r.API().Sys().Revoke(loanOf(lease).LeaseID); err != nil {
 				r.t.Fatal(err)
 			}
 			return lease
 		}},
 		"its login revoked": {lease: time.Hour, longest: time.Hour, spoil: func(r *rig, lease backends.Secret) backends.Secret {
-			if err := r.API().Auth().Token().RevokeTree(loansOf(lease)[0].Token); err != nil {
+			if err := r.API().Auth().Token().RevokeTree(loanOf(lease).Token); err != nil {
 				r.t.Fatal(err)
 			}
 			return lease
@@ -172,9 +172,9 @@ func TestWhatIsNotWorthARenewal(t *testing.T) {
 			if test.spoil != nil {
 				lease = test.spoil(r, lease)
 			} else if test.lent > 0 {
-				l := loansOf(lease)
-				l[0].Duration = int(test.lent / time.Second)
-				lease = leaseOf(t.Context(), l)
+				l := loanOf(lease)
+				l.Duration = int(test.lent / time.Second)
+				lease = l.lease(t.Context())
 			}
 			got, err := r.backend(c).Renew(t.Context(), backends.Request{Image: image}, lease)
 			if err != nil || len(got.Credentials) != 1 || got.Credentials[0].Username == first.Credentials[0].Username || got.Lease == "" || got.Lease == first.Lease {
@@ -266,7 +266,7 @@ func TestOneLeaseForManyAtOnce(t *testing.T) {
 	}
 	tokens := map[string]bool{}
 	for lease := range leases {
-		tokens[loansOf(lease)[0].Token] = true
+		tokens[loanOf(lease).Token] = true
 	}
 	if len(tokens) != 2 {
 		t.Error("two leases hang on one login")
@@ -293,7 +293,7 @@ func TestALeaseDoesNotHangOnALoginInUse(t *testing.T) {
 		t.Fatalf("%t, %v", fresh, err)
 	}
 	got := pull(t, b, backends.Request{Image: "quay.example/app"}) // meanwhile
-	if loansOf(got.Lease)[0].Token == string(l.token) {
+	if loanOf(got.Lease).Token == string(l.token) {
 		t.Error("the lease hangs on a login that is in use")
 	}
 	if err := b.Revoke(t.Context(), got.Lease); err != nil {
@@ -380,9 +380,9 @@ func TestALeaseThatNobodyGetsOfATokenOfTheSettings(t *testing.T) {
 // TestNumbersInALease stay what they are.
 func TestNumbersInALease(t *testing.T) {
 	made := loan{Key: "k", LeaseID: "l", Data: map[string]any{"username": json.Number("12345678901234567")}}
-	lease := leaseOf(t.Context(), []loan{made})
-	again := loansOf(lease)
-	if len(again) != 1 || again[0].data["username"] != json.Number("12345678901234567") || leaseOf(t.Context(), again) != lease {
+	lease := made.lease(t.Context())
+	again := loanOf(lease)
+	if again == nil || again.data["username"] != json.Number("12345678901234567") || again.lease(t.Context()) != lease {
 		t.Errorf("%+v", again)
 	}
 }
@@ -453,7 +453,7 @@ func TestOneLeaseOfAnAnswer(t *testing.T) {
 	c.Secrets = []Secret{{Path: r.name("mq") + "/creds/pull"}, {Path: r.name("mq") + "/creds/pull", Registry: "{host}/team-a"}, {MatchImages: []string{host + "/team-a"}, Path: r.name("mq") + "/creds/push"}}
 	b := r.backend(c)
 	got, err := b.Credentials(t.Context(), backends.Request{Image: image})
-	if err != nil || len(got.Credentials) != 2 || len(loansOf(got.Lease)) != 1 || got.CacheDuration == nil || *got.CacheDuration != 0 {
+	if err != nil || len(got.Credentials) != 2 || loanOf(got.Lease) == nil || got.CacheDuration == nil || *got.CacheDuration != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	other, err := b.Credentials(t.Context(), backends.Request{Image: host + "/team-a-too"})
@@ -495,11 +495,11 @@ func TestTheCredentialsOwnEnd(t *testing.T) {
 	_, c := r.lending(time.Hour, 24*time.Hour, nil)
 	b := r.backend(c)
 	first := pull(t, b, backends.Request{Image: image})
-	l := loansOf(first.Lease)
-	l[0].Ends = time.Now().Add(50 * time.Minute).Truncate(time.Second)
-	got, err := r.backend(c).Renew(t.Context(), backends.Request{Image: image}, leaseOf(t.Context(), l))
-	if err != nil || !got.Credentials[0].Expires.Equal(l[0].Ends) {
-		t.Errorf("%+v, %v, want %s", got, err, l[0].Ends)
+	l := loanOf(first.Lease)
+	l.Ends = time.Now().Add(50 * time.Minute).Truncate(time.Second)
+	got, err := r.backend(c).Renew(t.Context(), backends.Request{Image: image}, l.lease(t.Context()))
+	if err != nil || !got.Credentials[0].Expires.Equal(l.Ends) {
+		t.Errorf("%+v, %v, want %s", got, err, l.Ends)
 	}
 }
 

@@ -86,16 +86,13 @@ func (m *mounts) forget(namespace string, found mount) {
 }
 
 // secret gets what an entry has for a request.
-func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *entry, old []loan) (loan, error) {
-	if _, err := b.authKey(req, w, e); err != nil {
-		return loan{}, err
-	}
+func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *entry, old *loan) (loan, error) {
 	path, err := e.path.render(b.value(req, w))
 	if err != nil {
 		return loan{}, backends.Refused(fmt.Errorf("%s.path: %w", e.field, err))
 	}
 	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
-	if b.loans.Has(key, b.server.now()) || slices.ContainsFunc(old, func(l loan) bool { return l.Key == key }) { // so that it was no KV, and most likely is none
+	if b.loans.Has(key, b.server.now()) || old.isOf(key) { // so that it was no KV, and most likely is none
 		got, err := b.borrow(ctx, w, e, path, key, old)
 		if f, failed := errors.AsType[*failure](err); !failed || !f.elsewhere() {
 			return got, err
@@ -351,12 +348,12 @@ func fieldsOf(data map[string]any) string {
 	return strings.Join(names, ", ") + more
 }
 
-// credentials makes what is answered of a secret; wide: every image of the registry gets the same of it.
-func (b *Backend) credentials(ctx context.Context, req backends.Request, w who, e *entry, l loan) (found []backends.Credential, wide bool, err error) {
+// credentials makes what is answered of a secret, under an auth key unless it has its own; wide: every image of the registry gets the same of it.
+func (l loan) credentials(ctx context.Context, image backends.Image, key string, e *entry) (found []backends.Credential, wide bool, err error) {
 	if e.DockerConfigField != "" {
-		found, wide, err = l.dockerConfig(ctx, req.Image, e)
+		found, wide, err = l.dockerConfig(ctx, image, e)
 	} else {
-		found, wide, err = b.credential(req, w, e, l)
+		found, wide, err = l.credential(key, e)
 	}
 	for i := range found {
 		found[i].Expires = l.expires
@@ -364,13 +361,10 @@ func (b *Backend) credentials(ctx context.Context, req backends.Request, w who, 
 	return found, wide, err
 }
 
-func (b *Backend) credential(req backends.Request, w who, e *entry, l loan) ([]backends.Credential, bool, error) {
-	key, err := b.authKey(req, w, e)
-	if err != nil {
-		return nil, false, err
-	}
+func (l loan) credential(key string, e *entry) ([]backends.Credential, bool, error) {
 	username := e.Username
 	if username == "" {
+		var err error
 		if username, err = l.username(e); err != nil {
 			return nil, false, err
 		}
