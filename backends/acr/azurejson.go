@@ -8,6 +8,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/files"
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 )
 
 // azureConfig is what is read of azure.json, the file of Azure's cloud provider, by the names that it has there
@@ -61,7 +62,7 @@ func (p proof) fromAzureConfig(ctx context.Context) (proof, error) {
 		if strings.Contains(strings.ToLower(c.UserAssignedIdentityID), "/subscriptions/") {
 			as.ManagedIdentity = &ManagedIdentity{ResourceID: c.UserAssignedIdentityID}
 		}
-		var odd problems
+		var odd settings.Problems
 		if as.ManagedIdentity.validate("userAssignedIdentityID", &odd); len(odd) > 0 {
 			return misconfigured("its userAssignedIdentityID is neither a client ID nor a resource ID")
 		}

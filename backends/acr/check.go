@@ -16,6 +16,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -26,7 +27,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	defer cancel()
 	reg, ok := parseHost(req.Image, b.cfg.Hosts)
 	switch {
-	case req.Image == "" && b.cfg.PodIdentity == PodIdentityRequire && req.Token == "":
+	case req.Image == "" && b.cfg.PodIdentity == settings.PodIdentityRequire && req.Token == "":
 		slog.InfoContext(ctx, "only a request with a pod's token can be checked: podIdentity is Require")
 		return nil
 	case req.Image == "":

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -23,7 +23,7 @@ type Config struct {
 
 	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: for pods for which there is a client ID, by the annotation
 	// kubernetes.azure.com/acr-client-id or PodClientID; the node's identity for the rest) or "Require".
-	PodIdentity PodIdentity `json:"podIdentity"`
+	PodIdentity settings.PodIdentity `json:"podIdentity"`
 	// PodClientID and PodTenantID are for pods whose service account has not the annotations kubernetes.azure.com/acr-client-id and kubernetes.azure.com/acr-tenant-id.
 	PodClientID string `json:"podClientID"`
 	// PodTenantID has TenantID as its default.
@@ -101,16 +101,6 @@ type IdentityBindings struct {
 	CAFile string `json:"caFile"`
 }
 
-// PodIdentity is whether a pod's token is used.
-type PodIdentity string
-
-// The ways to use it.
-const (
-	PodIdentityOff     PodIdentity = "Off"
-	PodIdentityPrefer  PodIdentity = "Prefer"
-	PodIdentityRequire PodIdentity = "Require"
-)
-
 // Scope is how far an answer holds.
 type Scope string
 
@@ -126,7 +116,7 @@ const defaultAudience = "https://containerregistry.azure.net"
 // withDefaults fills in what was left out.
 func (c *Config) withDefaults() Config {
 	full := *c
-	full.PodIdentity = cmp.Or(c.PodIdentity, PodIdentityPrefer)
+	full.PodIdentity = cmp.Or(c.PodIdentity, settings.PodIdentityPrefer)
 	full.Scope = cmp.Or(c.Scope, ScopeRegistry)
 	return full
 }
@@ -153,16 +143,9 @@ func (i *Identity) proofs() []string {
 	return names
 }
 
-// problems collects those of settings.
-type problems []error
-
-func (p *problems) add(field, format string, args ...any) {
-	*p = append(*p, backends.InvalidConfig(field, format, args...))
-}
-
 // validate finds every problem of a Config that has its defaults.
 func (c *Config) validate() error {
-	var p problems
+	var p settings.Problems
 	c.Identity.validate("", &p)
 	seen := map[string]string{}
 	for i := range c.Identities {
@@ -170,54 +153,54 @@ func (c *Config) validate() error {
 		field := fmt.Sprintf("identities[%d].", i)
 		entry.validate(field, &p)
 		if len(entry.Registries) == 0 {
-			p.add(field+"registries", "want the registries that this identity is for")
+			p.Add(field+"registries", "want the registries that this identity is for")
 		}
 		for j, host := range entry.Registries {
 			at := fmt.Sprintf("%sregistries[%d]", field, j)
 			switch {
 			case !hosts.ValidPattern(host):
-				p.add(at, "want the name of a registry in lower case, with * in its first label only, such as contoso.azurecr.io, got %q", host)
+				p.Add(at, "want the name of a registry in lower case, with * in its first label only, such as contoso.azurecr.io, got %q", host)
 			case !c.known(host):
-				p.add(at, "%s is no registry of Azure's that is known here: name it in hosts, too, if it is one", host)
+				p.Add(at, "%s is no registry of Azure's that is known here: name it in hosts, too, if it is one", host)
 			case seen[host] != "":
-				p.add(at, "%s has an identity already, by %s", host, seen[host])
+				p.Add(at, "%s has an identity already, by %s", host, seen[host])
 			default:
 				seen[host] = at
 			}
 		}
 	}
-	if known := []PodIdentity{PodIdentityOff, PodIdentityPrefer, PodIdentityRequire}; !slices.Contains(known, c.PodIdentity) {
-		p.add("podIdentity", "want one of %q, got %q", known, c.PodIdentity)
+	if known := settings.PodIdentities; !slices.Contains(known, c.PodIdentity) {
+		p.Add("podIdentity", "want one of %q, got %q", known, c.PodIdentity)
 	}
 	if known := []Scope{ScopeRegistry, ScopeImage}; !slices.Contains(known, c.Scope) {
-		p.add("scope", "want one of %q, got %q", known, c.Scope)
+		p.Add("scope", "want one of %q, got %q", known, c.Scope)
 	}
-	if c.PodIdentity == PodIdentityOff && c.PodClientID != "" {
-		p.add("podClientID", "it is for pods' tokens, and podIdentity is Off: remove one of them")
+	if c.PodIdentity == settings.PodIdentityOff && c.PodClientID != "" {
+		p.Add("podClientID", "it is for pods' tokens, and podIdentity is Off: remove one of them")
 	}
 	if c.PodClientID != "" && !hosts.IsUUID(c.PodClientID) {
-		p.add("podClientID", "want the client ID of an application or a managed identity, a UUID, got %q", c.PodClientID)
+		p.Add("podClientID", "want the client ID of an application or a managed identity, a UUID, got %q", c.PodClientID)
 	}
 	if c.PodTenantID != "" && !validTenant(c.PodTenantID) {
-		p.add("podTenantID", "want the ID of a tenant, or one of its domains, got %q", c.PodTenantID)
+		p.Add("podTenantID", "want the ID of a tenant, or one of its domains, got %q", c.PodTenantID)
 	}
 	if b := c.IdentityBindings; b != nil {
 		if b.TokenProxy != "" && !validTokenProxy(b.TokenProxy) {
-			p.add("identityBindings.tokenProxy", "want an https URL without user, query and fragment, got %q", b.TokenProxy)
+			p.Add("identityBindings.tokenProxy", "want an https URL without user, query and fragment, got %q", b.TokenProxy)
 		}
 		if b.SNIName != "" && !hosts.ValidDomain(strings.ToLower(b.SNIName)) {
-			p.add("identityBindings.sniName", "want the name of a host, got %q", b.SNIName)
+			p.Add("identityBindings.sniName", "want the name of a host, got %q", b.SNIName)
 		}
-		p.path("identityBindings.caFile", b.CAFile)
+		p.Path("identityBindings.caFile", b.CAFile)
 	}
 	for i, host := range c.Hosts {
 		if !hosts.ValidPattern(host) {
-			p.add(fmt.Sprintf("hosts[%d]", i), "want the name of a registry in lower case, with at least two labels behind the first one without *, such as *.azsacr.region.example, got %q", host)
+			p.Add(fmt.Sprintf("hosts[%d]", i), "want the name of a registry in lower case, with at least two labels behind the first one without *, such as *.azsacr.region.example, got %q", host)
 		}
 	}
 	if c.Proxy != "" {
 		if u, err := url.Parse(string(c.Proxy)); err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
-			p.add("proxy", "want a URL such as http://proxy.example:3128") // it may hold a password
+			p.Add("proxy", "want a URL such as http://proxy.example:3128") // it may hold a password
 		}
 	}
 	return errors.Join(p...)
@@ -230,17 +213,10 @@ func (c *Config) known(pattern string) bool {
 	return azures || slices.Contains(c.Hosts, pattern) || hosts.Match(c.Hosts, pattern)
 }
 
-// path wants an absolute path, or none.
-func (p *problems) path(field, path string) {
-	if path != "" && !filepath.IsAbs(path) {
-		p.add(field, "want an absolute path, got %q", path)
-	}
-}
-
-func (i *Identity) validate(field string, p *problems) {
+func (i *Identity) validate(field string, p *settings.Problems) {
 	proofs := i.proofs()
 	if len(proofs) > 1 {
-		p.add(field+proofs[1], "an identity is proved in one way, and %s is one already", proofs[0])
+		p.Add(field+proofs[1], "an identity is proved in one way, and %s is one already", proofs[0])
 	}
 	proof := ""
 	if len(proofs) > 0 {
@@ -249,7 +225,7 @@ func (i *Identity) validate(field string, p *problems) {
 	switch proof {
 	case "":
 		if i.ClientID != "" {
-			p.add(field+"clientID", "it names an application: say how that proves itself, by one of clientSecretFile, clientCertificateFile, federatedTokenFile, webIdentity and managedIdentity; a managed identity's own client ID is managedIdentity.clientID")
+			p.Add(field+"clientID", "it names an application: say how that proves itself, by one of clientSecretFile, clientCertificateFile, federatedTokenFile, webIdentity and managedIdentity; a managed identity's own client ID is managedIdentity.clientID")
 		}
 	case "clientSecretFile", "clientCertificateFile", "federatedTokenFile", "webIdentity":
 		i.needApplication(field, proof, p)
@@ -260,15 +236,15 @@ func (i *Identity) validate(field string, p *problems) {
 	case "azureConfigFile", "anonymous":
 		for name, value := range map[string]string{"clientID": i.ClientID, "tenantID": i.TenantID} {
 			if value != "" {
-				p.add(field+name, "%s leaves no use for it: remove one of them", proof)
+				p.Add(field+name, "%s leaves no use for it: remove one of them", proof)
 			}
 		}
 	}
 	if i.TenantID != "" && !validTenant(i.TenantID) {
-		p.add(field+"tenantID", "want the ID of a tenant, or one of its domains, got %q", i.TenantID)
+		p.Add(field+"tenantID", "want the ID of a tenant, or one of its domains, got %q", i.TenantID)
 	}
 	if i.ClientID != "" && !hosts.IsUUID(i.ClientID) {
-		p.add(field+"clientID", "want the client ID of an application, a UUID, got %q", i.ClientID)
+		p.Add(field+"clientID", "want the client ID of an application, a UUID, got %q", i.ClientID)
 	}
 	for _, f := range []struct{ name, path string }{
 		{"clientSecretFile", i.ClientSecretFile},
@@ -277,16 +253,16 @@ func (i *Identity) validate(field string, p *problems) {
 		{"federatedTokenFile", i.FederatedTokenFile},
 		{"azureConfigFile", i.AzureConfigFile},
 	} {
-		p.path(field+f.name, f.path)
+		p.Path(field+f.name, f.path)
 	}
 	if i.ClientCertificateFile == "" && i.ClientCertificatePasswordFile != "" {
-		p.add(field+"clientCertificatePasswordFile", "there is no clientCertificateFile that it would be for")
+		p.Add(field+"clientCertificatePasswordFile", "there is no clientCertificateFile that it would be for")
 	}
 	if i.ClientCertificateFile == "" && i.SendCertificateChain {
-		p.add(field+"sendCertificateChain", "there is no clientCertificateFile that it would be for")
+		p.Add(field+"sendCertificateChain", "there is no clientCertificateFile that it would be for")
 	}
 	if aws := i.WebIdentity.AWS; aws != nil && aws.SigningAlgorithm != "" && aws.SigningAlgorithm != webidentity.RS256 {
-		p.add(field+"webIdentity.aws.signingAlgorithm", "Entra takes RS256 alone: remove it")
+		p.Add(field+"webIdentity.aws.signingAlgorithm", "Entra takes RS256 alone: remove it")
 	}
 	if !i.WebIdentity.IsZero() {
 		if err := i.WebIdentity.Validate(field+"webIdentity", webSources); err != nil {
@@ -297,30 +273,30 @@ func (i *Identity) validate(field string, p *problems) {
 		i.ManagedIdentity.validate(field+"managedIdentity", p)
 	}
 	if i.Cloud != "" && cloudNamed(i.Cloud) == nil {
-		p.add(field+"cloud", "want one of %q, got %q: another cloud is named by authorityHost", []string{publicCloud.name, chinaCloud.name, governmentCloud.name}, i.Cloud)
+		p.Add(field+"cloud", "want one of %q, got %q: another cloud is named by authorityHost", []string{publicCloud.name, chinaCloud.name, governmentCloud.name}, i.Cloud)
 	}
 	if i.Cloud != "" && i.AuthorityHost != "" {
-		p.add(field+"authorityHost", "cloud says whose Entra ID is asked: remove one of them")
+		p.Add(field+"authorityHost", "cloud says whose Entra ID is asked: remove one of them")
 	}
 	if i.AuthorityHost != "" && !validAuthority(i.AuthorityHost) {
-		p.add(field+"authorityHost", "want the https URL of an Entra ID, without a path, such as https://login.microsoftonline.com, got %q", i.AuthorityHost)
+		p.Add(field+"authorityHost", "want the https URL of an Entra ID, without a path, such as https://login.microsoftonline.com, got %q", i.AuthorityHost)
 	}
 	if u, err := url.Parse(i.Audience); i.Audience != "" && (err != nil || u.Scheme == "" || strings.ContainsAny(i.Audience, " ?#") || strings.HasSuffix(i.Audience, "/.default")) {
-		p.add(field+"audience", "want the application ID URI of the registries, such as %s, got %q", defaultAudience, i.Audience)
+		p.Add(field+"audience", "want the application ID URI of the registries, such as %s, got %q", defaultAudience, i.Audience)
 	}
 }
 
 // needApplication: the proof is an application's.
-func (i *Identity) needApplication(field, proof string, p *problems) {
+func (i *Identity) needApplication(field, proof string, p *settings.Problems) {
 	if i.ClientID == "" {
-		p.add(field+"clientID", "%s proves an application: want its client ID", proof)
+		p.Add(field+"clientID", "%s proves an application: want its client ID", proof)
 	}
 	if i.TenantID == "" {
-		p.add(field+"tenantID", "%s proves an application: want the ID of its tenant", proof)
+		p.Add(field+"tenantID", "%s proves an application: want the ID of its tenant", proof)
 	}
 }
 
-func (m *ManagedIdentity) validate(field string, p *problems) {
+func (m *ManagedIdentity) validate(field string, p *settings.Problems) {
 	ids := 0
 	for _, id := range []struct{ name, value string }{{".clientID", m.ClientID}, {".objectID", m.ObjectID}, {".resourceID", m.ResourceID}} {
 		if id.value == "" {
@@ -328,14 +304,14 @@ func (m *ManagedIdentity) validate(field string, p *problems) {
 		}
 		ids++
 		if id.name != ".resourceID" && !hosts.IsUUID(id.value) {
-			p.add(field+id.name, "want a UUID such as 00000000-0000-0000-0000-000000000000, got %q", id.value)
+			p.Add(field+id.name, "want a UUID such as 00000000-0000-0000-0000-000000000000, got %q", id.value)
 		}
 	}
 	if m.ResourceID != "" && !strings.HasPrefix(strings.ToLower(m.ResourceID), "/subscriptions/") {
-		p.add(field+".resourceID", "want the identity's resource ID, /subscriptions/…/userAssignedIdentities/NAME, got %q", m.ResourceID)
+		p.Add(field+".resourceID", "want the identity's resource ID, /subscriptions/…/userAssignedIdentities/NAME, got %q", m.ResourceID)
 	}
 	if ids > 1 {
-		p.add(field, "it names the identity by more than one of clientID, objectID and resourceID: keep one")
+		p.Add(field, "it names the identity by more than one of clientID, objectID and resourceID: keep one")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -41,7 +42,7 @@ func TestSettingsThatAreRight(t *testing.T) {
 			i.TenantID, i.ClientSecretFile, i.AuthorityHost = "adfs", "/s", "https://adfs.region.stack.example"
 		}),
 		"by registry":                 {Identities: []RegistryIdentity{{Registries: []string{host, "team-*.azurecr.io"}, Identity: Identity{Anonymous: true}}}},
-		"pods":                        {PodIdentity: PodIdentityRequire, PodClientID: aClient, PodTenantID: aTenant, IdentityBindings: &IdentityBindings{TokenProxy: "https://10.0.0.1:443/x", SNIName: "x.ests.aks", CAFile: "/ca.crt"}},
+		"pods":                        {PodIdentity: settings.PodIdentityRequire, PodClientID: aClient, PodTenantID: aTenant, IdentityBindings: &IdentityBindings{TokenProxy: "https://10.0.0.1:443/x", SNIName: "x.ests.aks", CAFile: "/ca.crt"}},
 		"bindings by the environment": {IdentityBindings: &IdentityBindings{}},
 		"further hosts":               {Hosts: []string{"*.azsacr.region.stack.example"}, Identity: Identity{AuthorityHost: "https://login.stack.example"}},
 		"images":                      {Scope: ScopeImage},
@@ -87,7 +88,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		"a registry twice":              {Config{Identities: []RegistryIdentity{{Registries: []string{host}}, {Registries: []string{host}}}}, "identities[1].registries[0]: contoso.azurecr.io has an identity already, by identities[0].registries[0]"},
 		"an entry's own problem":        {Config{Identities: []RegistryIdentity{{Registries: []string{host}, Identity: Identity{Cloud: "x"}}}}, "identities[0].cloud: want one of"},
 		"no way to use pods":            {Config{PodIdentity: "prefer"}, "podIdentity: want one of"},
-		"pods, and yet not":             {Config{PodIdentity: PodIdentityOff, PodClientID: aClient}, "podClientID: it is for pods' tokens, and podIdentity is Off"},
+		"pods, and yet not":             {Config{PodIdentity: settings.PodIdentityOff, PodClientID: aClient}, "podClientID: it is for pods' tokens, and podIdentity is Off"},
 		"pods as nobody":                {Config{PodClientID: "x"}, "podClientID: want the client ID"},
 		"pods of no tenant":             {Config{PodTenantID: "a/b"}, "podTenantID: want the ID of a tenant"},
 		"no scope":                      {Config{Scope: "Image"}, "scope: want one of"},

@@ -23,6 +23,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends/internal/files"
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/backends/webidentity/awsprogram"
 )
@@ -66,13 +67,13 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 	}
 	clientID := cmp.Or(req.Annotations[clientIDAnnotation], b.cfg.PodClientID)
 	switch {
-	case b.cfg.PodIdentity == PodIdentityOff:
+	case b.cfg.PodIdentity == settings.PodIdentityOff:
 		return node, nil
-	case req.Token == "" && b.cfg.PodIdentity == PodIdentityRequire:
+	case req.Token == "" && b.cfg.PodIdentity == settings.PodIdentityRequire:
 		return who{}, backends.Refused(errors.New("podIdentity is Require, and the request carries no service account token: give the provider tokenAttributes, and the kubelet an entry for its audience"))
 	case req.Token == "":
 		return node, nil
-	case clientID == "" && b.cfg.PodIdentity == PodIdentityRequire:
+	case clientID == "" && b.cfg.PodIdentity == settings.PodIdentityRequire:
 		return who{}, backends.Refused(fmt.Errorf("podIdentity is Require, and nothing says whom the pod pulls as: annotate its service account with %s (named in the provider's tokenAttributes), or set podClientID", clientIDAnnotation))
 	case clientID == "":
 		return node, nil

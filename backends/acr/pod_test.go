@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -36,10 +37,10 @@ func TestPods(t *testing.T) {
 		"annotated":                   {nil, annotated, false, pod, 0},
 		"not annotated":               {nil, func(string, string) map[string]string { return nil }, false, node, 0},
 		"no token":                    {nil, annotated, true, node, 0},
-		"off":                         {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityOff }, annotated, false, node, 0},
-		"required":                    {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityRequire }, annotated, false, pod, 0},
-		"required, and no token":      {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityRequire }, annotated, true, "podIdentity is Require, and the request carries no service account token", refused},
-		"required, and not annotated": {func(cfg *Config, _, _ string) { cfg.PodIdentity = PodIdentityRequire }, func(string, string) map[string]string { return nil }, false, "nothing says whom the pod pulls as: annotate its service account with kubernetes.azure.com/acr-client-id", refused},
+		"off":                         {func(cfg *Config, _, _ string) { cfg.PodIdentity = settings.PodIdentityOff }, annotated, false, node, 0},
+		"required":                    {func(cfg *Config, _, _ string) { cfg.PodIdentity = settings.PodIdentityRequire }, annotated, false, pod, 0},
+		"required, and no token":      {func(cfg *Config, _, _ string) { cfg.PodIdentity = settings.PodIdentityRequire }, annotated, true, "podIdentity is Require, and the request carries no service account token", refused},
+		"required, and not annotated": {func(cfg *Config, _, _ string) { cfg.PodIdentity = settings.PodIdentityRequire }, func(string, string) map[string]string { return nil }, false, "nothing says whom the pod pulls as: annotate its service account with kubernetes.azure.com/acr-client-id", refused},
 		"the settings say whom":       {func(cfg *Config, client, tenant string) { cfg.PodClientID, cfg.PodTenantID = client, tenant }, func(string, string) map[string]string { return nil }, false, pod, 0},
 		"the annotation before them":  {func(cfg *Config, _, _ string) { cfg.PodClientID, cfg.PodTenantID = aClient, aTenant }, annotated, false, pod, 0},
 		"the node's tenant":           {nil, func(client, _ string) map[string]string { return annotated(client, "") }, false, pod, 0},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -212,7 +213,7 @@ func TestChecks(t *testing.T) {
 			cfg.Identities = []RegistryIdentity{{Registries: []string{"*.azurecr.io"}, Identity: cfg.Identity}}
 			cfg.Identity = Identity{}
 		}, "", "", 0},
-		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = PodIdentityRequire }, "", "", 0},
+		"required pods": {func(_ *cloud.Cloud, _ string, cfg *Config) { cfg.PodIdentity = settings.PodIdentityRequire }, "", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, tenant := setUp(t)

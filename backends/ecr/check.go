@@ -16,6 +16,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/amazon"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 )
 
 // Check finds out who asks (GetCallerIdentity), whether that identity gets a token, and, for a private image, whether it may pull it. The error names the policy statement that is missing. It changes
@@ -46,7 +47,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 // checkWithoutImage finds out who the node is, in the region that the configuration names. Whose identity a pod's token is, only a request with one can show; and of the roles
 // for certain accounts, the first stands for all.
 func (b *Backend) checkWithoutImage(ctx context.Context, req backends.Request) error {
-	if b.cfg.PodIdentity == PodIdentityRequire && req.Token == "" {
+	if b.cfg.PodIdentity == settings.PodIdentityRequire && req.Token == "" {
 		slog.InfoContext(ctx, "only a request with a pod's token can be checked: podIdentity is Require")
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
@@ -224,7 +225,7 @@ func TestIdentities(t *testing.T) {
 			c.AddOIDCProvider(account, cluster, "sts.amazonaws.com")
 			c.AddRole(cloud.Role{ARN: podRole, Trust: []cloud.Trust{webTrust(cluster, "system:serviceaccount:team-a:*")}, Policy: cloud.PullPolicy()})
 			setenv(t, "AWS_ECR_ROLE_ARN="+podRole)
-			return Config{PodIdentity: PodIdentityRequire}, backends.Request{Token: backends.Secret(serviceAccountToken(issuer, "team-a", "builder", nil))}
+			return Config{PodIdentity: settings.PodIdentityRequire}, backends.Request{Token: backends.Secret(serviceAccountToken(issuer, "team-a", "builder", nil))}
 		}, session(podRole, "team-a.builder")},
 		{"a pod without a role", func(t *testing.T, c *cloud.Cloud) (Config, backends.Request) {
 			setenv(t, c.AddUser(nodeUser, cloud.PullPolicy()...).Environ()...)

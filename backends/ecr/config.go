@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -30,7 +31,7 @@ type Config struct {
 
 	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: where the service account names a role, else
 	// the node's identity) or "Require".
-	PodIdentity PodIdentity `json:"podIdentity"`
+	PodIdentity settings.PodIdentity `json:"podIdentity"`
 	// PodRoleARN is the role for pods whose service account has no annotation eks.amazonaws.com/ecr-role-arn. Default: AWS_ECR_ROLE_ARN.
 	PodRoleARN string `json:"podRoleARN"`
 
@@ -74,16 +75,6 @@ type AccountRole struct {
 	SessionName string            `json:"sessionName"`
 	SessionTags map[string]string `json:"sessionTags"`
 }
-
-// PodIdentity is whether a pod's token is used.
-type PodIdentity string
-
-// The ways to use it.
-const (
-	PodIdentityOff     PodIdentity = "Off"
-	PodIdentityPrefer  PodIdentity = "Prefer"
-	PodIdentityRequire PodIdentity = "Require"
-)
 
 // Public is what is done about ECR Public.
 type Public string
@@ -139,7 +130,7 @@ func validSuffix(s string) bool {
 // withDefaults fills in what was left out.
 func (c *Config) withDefaults() Config {
 	full := *c
-	full.PodIdentity = cmp.Or(c.PodIdentity, PodIdentityPrefer)
+	full.PodIdentity = cmp.Or(c.PodIdentity, settings.PodIdentityPrefer)
 	full.Public = cmp.Or(c.Public, PublicAnonymousFallback)
 	full.Scope = cmp.Or(c.Scope, ScopeRegistry)
 	return full
@@ -179,7 +170,7 @@ func (c *Config) validate() error {
 			problem(field, "want one of %q, got %q", known, got)
 		}
 	}
-	oneOf("podIdentity", string(c.PodIdentity), string(PodIdentityOff), string(PodIdentityPrefer), string(PodIdentityRequire))
+	oneOf("podIdentity", string(c.PodIdentity), string(settings.PodIdentityOff), string(settings.PodIdentityPrefer), string(settings.PodIdentityRequire))
 	oneOf("public", string(c.Public), string(PublicAnonymousFallback), string(PublicRequired), string(PublicAnonymous))
 	oneOf("scope", string(c.Scope), string(ScopeRegistry), string(ScopeImage))
 

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -30,7 +31,7 @@ func TestValidate(t *testing.T) {
 		{name: "empty"},
 		{name: "all", config: Config{
 			RoleARN: roleA, ExternalID: "x:1/2", SessionName: "node@a", SessionTags: tags, Via: []Role{{RoleARN: roleB}}, Roles: []AccountRole{{Accounts: []string{"012345678901"}, RoleARN: roleC}},
-			WebIdentity: webFile, PodIdentity: PodIdentityRequire, PodRoleARN: roleA, Public: PublicRequired, Scope: ScopeImage,
+			WebIdentity: webFile, PodIdentity: settings.PodIdentityRequire, PodRoleARN: roleA, Public: PublicRequired, Scope: ScopeImage,
 			RegistrySuffixes: []string{"amazonaws.example", "localhost.localstack.cloud:4566"}, Endpoint: "https://vpce.example", STSEndpoint: "http://127.0.0.1:4566", STSRegion: "eu-west-1",
 			Proxy: "http://user:hunter2@proxy.example:3128",
 		}},
@@ -92,7 +93,7 @@ func TestWhoAsks(t *testing.T) {
 		}
 		return c.withDefaults()
 	}
-	with := func(p PodIdentity) func(*Config) { return func(c *Config) { c.PodIdentity = p } }
+	with := func(p settings.PodIdentity) func(*Config) { return func(c *Config) { c.PodIdentity = p } }
 	for _, c := range []struct {
 		name    string
 		config  Config
@@ -109,10 +110,10 @@ func TestWhoAsks(t *testing.T) {
 		{name: "a pod with the default role", config: config(func(c *Config) { c.PodRoleARN = roleC }), request: backends.Request{Token: "t"}, roles: []string{roleC}, pod: true},
 		{name: "a pod whose annotation is empty", config: config(func(c *Config) { c.PodRoleARN = roleC }), request: backends.Request{Token: "t", Annotations: map[string]string{roleAnnotation: ""}}, roles: []string{roleA}},
 		{name: "a pod without a role", config: config(nil), request: backends.Request{Token: "t"}, roles: []string{roleA}},
-		{name: "a pod that does not count", config: config(with(PodIdentityOff)), request: backends.Request{Token: "t", Annotations: annotated}, roles: []string{roleA}},
+		{name: "a pod that does not count", config: config(with(settings.PodIdentityOff)), request: backends.Request{Token: "t", Annotations: annotated}, roles: []string{roleA}},
 		{name: "a role without a token", config: config(nil), request: backends.Request{Annotations: annotated}, roles: []string{roleA}},
-		{name: "no token where one is required", config: config(with(PodIdentityRequire)), request: backends.Request{Annotations: annotated}, err: "carries no service account token"},
-		{name: "no role where one is required", config: config(with(PodIdentityRequire)), request: backends.Request{Token: "t"}, err: "names no role"},
+		{name: "no token where one is required", config: config(with(settings.PodIdentityRequire)), request: backends.Request{Annotations: annotated}, err: "carries no service account token"},
+		{name: "no role where one is required", config: config(with(settings.PodIdentityRequire)), request: backends.Request{Token: "t"}, err: "names no role"},
 		{name: "no role that is one", config: config(nil), request: backends.Request{Token: "t", Annotations: map[string]string{roleAnnotation: "arn:aws:iam::1:user/x\nevil"}}, err: "is no role"},
 		{name: "no role for this account", config: config(func(c *Config) { c.RoleARN, c.WebIdentity = "", webFile }), account: "111111111111", err: "no role for account 111111111111"},
 	} {

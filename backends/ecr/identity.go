@@ -14,6 +14,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -56,7 +57,7 @@ func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 }
 
 func (b *Backend) whoever(req backends.Request, reg registry) (who, error) {
-	if b.cfg.PodIdentity != PodIdentityOff {
+	if b.cfg.PodIdentity != settings.PodIdentityOff {
 		role, from := req.Annotations[roleAnnotation], "the annotation "+roleAnnotation
 		if _, ok := req.Annotations[roleAnnotation]; !ok {
 			role, from = b.cfg.PodRoleARN, "podRoleARN"
@@ -68,7 +69,7 @@ func (b *Backend) whoever(req backends.Request, reg registry) (who, error) {
 			}
 			claims, _ := webidentity.ParseClaims(string(req.Token)) // whether it is a token at all is for STS to say
 			return who{pod: req.Token, chain: []Role{{RoleARN: role, SessionName: podSessionName(claims)}}, until: claims.Expires}, nil
-		case b.cfg.PodIdentity == PodIdentityPrefer:
+		case b.cfg.PodIdentity == settings.PodIdentityPrefer:
 		case req.Token == "":
 			return who{}, backends.Refused(noIdentity("podIdentity is Require, and the request carries no service account token: give the provider tokenAttributes, and the kubelet an entry for its audience"))
 		default:

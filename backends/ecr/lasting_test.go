@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
 
@@ -138,7 +139,7 @@ func TestCheckWithoutAnImage(t *testing.T) {
 	if r := aws.Requests(); len(r) != 1 || r[0].Host != "sts.cn-north-1.amazonaws.com.cn" {
 		t.Errorf("asked %+v", r)
 	}
-	if err := backendFor(t, aws, Config{PodIdentity: PodIdentityRequire}).Check(t.Context(), backends.Request{}); err != nil {
+	if err := backendFor(t, aws, Config{PodIdentity: settings.PodIdentityRequire}).Check(t.Context(), backends.Request{}); err != nil {
 		t.Errorf("without a pod: %v", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/gar/internal/ask"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -22,7 +23,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	defer cancel()
 	reg, ok := parseHost(req.Image, b.cfg.Hosts, b.cfg.UniverseDomain)
 	switch {
-	case req.Image == "" && b.cfg.PodIdentity == PodIdentityRequire && req.Token == "":
+	case req.Image == "" && b.cfg.PodIdentity == settings.PodIdentityRequire && req.Token == "":
 		slog.InfoContext(ctx, "only a request with a pod's token can be checked: podIdentity is Require")
 		return nil
 	case req.Image == "":

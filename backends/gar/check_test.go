@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/proto/trust"
 	"github.com/credential-broker/credential-broker/test/cloud"
@@ -431,7 +432,7 @@ func TestCheckWithoutImage(t *testing.T) {
 		t.Errorf("a deleted key: %v", err)
 	}
 	log.Reset()
-	if err := checked(t, backendFor(t, c, Config{CredentialsFile: file, PodIdentity: PodIdentityRequire}), backends.Request{}, log); err != nil || !strings.Contains(log.String(), "only a request with a pod's token can be checked") {
+	if err := checked(t, backendFor(t, c, Config{CredentialsFile: file, PodIdentity: settings.PodIdentityRequire}), backends.Request{}, log); err != nil || !strings.Contains(log.String(), "only a request with a pod's token can be checked") {
 		t.Errorf("%v\n%s", err, log)
 	}
 }

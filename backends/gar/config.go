@@ -11,6 +11,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -38,7 +39,7 @@ type Config struct {
 
 	// PodIdentity says whether the pod's service account token is used, where the provider has tokenAttributes: "Off", "Prefer" (the default: for every pod with PodWorkloadIdentityProvider, else for those
 	// whose service account is annotated iam.gke.io/enable-wi-image-pull: "true"; the node's identity for the rest) or "Require".
-	PodIdentity PodIdentity `json:"podIdentity"`
+	PodIdentity settings.PodIdentity `json:"podIdentity"`
 	// PodWorkloadIdentityProvider is the provider of a Workload Identity Federation pool that takes pods' tokens, as WorkloadIdentityProvider. Default: the workload pool of the GKE cluster that issued the token.
 	PodWorkloadIdentityProvider string `json:"podWorkloadIdentityProvider"`
 
@@ -59,23 +60,13 @@ type ProjectAccount struct {
 	Delegates   []string `json:"delegates"`
 }
 
-// PodIdentity is whether a pod's token is used.
-type PodIdentity string
-
-// The ways to use it.
-const (
-	PodIdentityOff     PodIdentity = "Off"
-	PodIdentityPrefer  PodIdentity = "Prefer"
-	PodIdentityRequire PodIdentity = "Require"
-)
-
 // defaultUniverse is the domain of Google's own APIs.
 const defaultUniverse = "googleapis.com"
 
 // withDefaults fills in what was left out.
 func (c *Config) withDefaults() Config {
 	full := *c
-	full.PodIdentity = cmp.Or(c.PodIdentity, PodIdentityPrefer)
+	full.PodIdentity = cmp.Or(c.PodIdentity, settings.PodIdentityPrefer)
 	return full
 }
 
@@ -101,10 +92,10 @@ func (c *Config) validate() error {
 	problem := func(field, format string, args ...any) {
 		problems = append(problems, backends.InvalidConfig(field, format, args...))
 	}
-	if known := []PodIdentity{PodIdentityOff, PodIdentityPrefer, PodIdentityRequire}; !slices.Contains(known, c.PodIdentity) {
+	if known := settings.PodIdentities; !slices.Contains(known, c.PodIdentity) {
 		problem("podIdentity", "want one of %q, got %q", known, c.PodIdentity)
 	}
-	if c.PodIdentity == PodIdentityOff && c.PodWorkloadIdentityProvider != "" {
+	if c.PodIdentity == settings.PodIdentityOff && c.PodWorkloadIdentityProvider != "" {
 		problem("podWorkloadIdentityProvider", "it takes pods' tokens, and podIdentity is Off: remove one of them")
 	}
 	if c.CredentialsFile != "" && !filepath.IsAbs(c.CredentialsFile) {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -20,8 +21,8 @@ func TestSettingsThatAreRight(t *testing.T) {
 		"AWS":                {AWS: true, WorkloadIdentityProvider: aProvider},
 		"an impersonation":   {Impersonate: "puller@my-project.iam.gserviceaccount.com", Delegates: []string{"via@other-project.iam.gserviceaccount.com"}},
 		"by project":         {ServiceAccounts: []ProjectAccount{{Projects: []string{"my-project", "example.com:my-project"}, Impersonate: "a@my-project.iam.gserviceaccount.com"}}},
-		"pods":               {PodIdentity: PodIdentityRequire, PodWorkloadIdentityProvider: aProvider},
-		"no pods":            {PodIdentity: PodIdentityOff},
+		"pods":               {PodIdentity: settings.PodIdentityRequire, PodWorkloadIdentityProvider: aProvider},
+		"no pods":            {PodIdentity: settings.PodIdentityOff},
 		"a universe":         {Hosts: []string{"u-france-east1-docker.s3nsregistry.fr", "*-docker.s3nsregistry.fr"}, UniverseDomain: "s3nsapis.fr"},
 		"a proxy":            {Proxy: "http://user:password@proxy.example:3128"},
 	} {
@@ -63,7 +64,7 @@ func TestSettingsThatAreWrong(t *testing.T) {
 		"hosts of no universe":    {Config{Hosts: []string{"*-docker.s3nsregistry.fr"}}, "universeDomain: want the domain of the APIs"},
 		"no universe":             {Config{UniverseDomain: "https://x"}, "universeDomain: want"},
 		"no proxy":                {Config{Proxy: "proxy:secret"}, "proxy: want"},
-		"pods, and yet not":       {Config{PodIdentity: PodIdentityOff, PodWorkloadIdentityProvider: aProvider}, "podWorkloadIdentityProvider: it takes pods' tokens, and podIdentity is Off"},
+		"pods, and yet not":       {Config{PodIdentity: settings.PodIdentityOff, PodWorkloadIdentityProvider: aProvider}, "podWorkloadIdentityProvider: it takes pods' tokens, and podIdentity is Off"},
 		"no way to use pods":      {Config{PodIdentity: "prefer"}, "podIdentity: want"},
 	} {
 		_, err := New(t.Context(), test.c)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/test/cloud"
 )
@@ -131,17 +132,17 @@ func TestPodsPullForThemselves(t *testing.T) {
 		refused     string
 	}{
 		"GKE":                             {Config{}, annotated, "gke", cluster.Principal("team-a", "builder"), ""},
-		"GKE, required":                   {Config{PodIdentity: PodIdentityRequire}, nil, "gke", cluster.Principal("team-a", "builder"), ""},
+		"GKE, required":                   {Config{PodIdentity: settings.PodIdentityRequire}, nil, "gke", cluster.Principal("team-a", "builder"), ""},
 		"GKE, as a service account":       {Config{}, map[string]string{pullAnnotation: "true", accountAnnotation: puller}, "gke", puller, ""},
 		"GKE, without the annotation":     {Config{}, map[string]string{accountAnnotation: puller}, "gke", node, ""},
 		"GKE, annotated otherwise":        {Config{}, map[string]string{pullAnnotation: "yes"}, "gke", node, ""},
 		"a pool":                          {Config{PodWorkloadIdentityProvider: resource(pool)}, nil, "pool", pool.Principal("system:serviceaccount:team-a:builder"), ""},
 		"a pool, as a service account":    {Config{PodWorkloadIdentityProvider: resource(pool)}, map[string]string{accountAnnotation: puller}, "pool", puller, ""},
 		"a pool, as one it may not":       {Config{PodWorkloadIdentityProvider: resource(pool)}, map[string]string{accountAnnotation: between}, "pool", "", "roles/iam.workloadIdentityUser) on " + between},
-		"off":                             {Config{PodIdentity: PodIdentityOff}, annotated, "gke", node, ""},
+		"off":                             {Config{PodIdentity: settings.PodIdentityOff}, annotated, "gke", node, ""},
 		"no token":                        {Config{}, annotated, "", node, ""},
-		"no token, required":              {Config{PodIdentity: PodIdentityRequire}, annotated, "", "", "carries no service account token"},
-		"of another cluster":              {Config{PodIdentity: PodIdentityRequire}, annotated, "pool", "", "which is no GKE cluster"},
+		"no token, required":              {Config{PodIdentity: settings.PodIdentityRequire}, annotated, "", "", "carries no service account token"},
+		"of another cluster":              {Config{PodIdentity: settings.PodIdentityRequire}, annotated, "pool", "", "which is no GKE cluster"},
 		"a pool that does not take it":    {Config{PodWorkloadIdentityProvider: resource(pool)}, annotated, "gke", "", "the pool's provider does not take it"},
 		"a pool that is not there":        {Config{PodWorkloadIdentityProvider: resource(awsPool)}, annotated, "pool", "", "there is no such pool or provider"},
 		"with an annotation that is none": {Config{}, map[string]string{pullAnnotation: "true", accountAnnotation: "x/../y"}, "gke", "", "no address of a service account"},
@@ -210,7 +211,7 @@ func TestPodsAreKeptApart(t *testing.T) {
 func TestManyPodsAtOnce(t *testing.T) {
 	c := setUp(t)
 	of := c.AddGKECluster(cluster)
-	b := backendFor(t, c, Config{PodIdentity: PodIdentityRequire})
+	b := backendFor(t, c, Config{PodIdentity: settings.PodIdentityRequire})
 	var all sync.WaitGroup
 	for i := range 40 {
 		name := "pod-" + strconv.Itoa(i%8)

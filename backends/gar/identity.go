@@ -18,6 +18,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -59,11 +60,11 @@ func (w who) key() string {
 // who finds out whose identity a request is made with.
 func (b *Backend) who(req backends.Request, reg registry) (who, error) {
 	node := who{account: b.cfg.accountFor(reg.project)}
-	asked := req.Annotations[pullAnnotation] == "true" || b.cfg.PodWorkloadIdentityProvider != "" || b.cfg.PodIdentity == PodIdentityRequire
+	asked := req.Annotations[pullAnnotation] == "true" || b.cfg.PodWorkloadIdentityProvider != "" || b.cfg.PodIdentity == settings.PodIdentityRequire
 	switch {
-	case b.cfg.PodIdentity == PodIdentityOff:
+	case b.cfg.PodIdentity == settings.PodIdentityOff:
 		return node, nil
-	case req.Token == "" && b.cfg.PodIdentity == PodIdentityRequire:
+	case req.Token == "" && b.cfg.PodIdentity == settings.PodIdentityRequire:
 		return who{}, backends.Refused(errors.New("podIdentity is Require, and the request carries no service account token: give the provider tokenAttributes, and the kubelet an entry for its audience"))
 	case req.Token == "" || !asked:
 		return node, nil

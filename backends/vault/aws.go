@@ -34,19 +34,19 @@ func (a *AWS) validate(field string, p *problems) {
 		return
 	}
 	if a.Region != "" && !webidentity.IsRegion(a.Region) { // "auto" has that form
-		p.add(field+".region", `want a region such as eu-west-1, or "auto", got %q`, a.Region)
+		p.Add(field+".region", `want a region such as eu-west-1, or "auto", got %q`, a.Region)
 	}
 	if s := a.STSEndpoint; s != "" {
 		u, err := url.Parse(s)
 		switch {
 		case err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
-			p.add(field+".stsEndpoint", "want a URL such as https://sts.eu-west-1.amazonaws.com, with nothing behind the host")
+			p.Add(field+".stsEndpoint", "want a URL such as https://sts.eu-west-1.amazonaws.com, with nothing behind the host")
 		case a.Region == "":
-			p.add(field+".region", "want the region that stsEndpoint is in: it is part of what is signed")
+			p.Add(field+".region", "want the region that stsEndpoint is in: it is part of what is signed")
 		}
 	}
 	if strings.ContainsFunc(a.ServerID, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-		p.add(field+".serverID", "want printable ASCII without spaces, as in Vault's iam_server_id_header_value")
+		p.Add(field+".serverID", "want printable ASCII without spaces, as in Vault's iam_server_id_header_value")
 	}
 }
 

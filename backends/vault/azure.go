@@ -46,13 +46,13 @@ func (a *Azure) validate(field string, p *problems) {
 	validateSource(webidentity.Config{AzureManagedIdentity: a.source()}, ".azureManagedIdentity", field, p)
 	for _, r := range a.Resource {
 		if r <= ' ' || r >= 0x7f {
-			p.add(field+".resource", "want printable ASCII without spaces, as in the resource of Vault's configuration")
+			p.Add(field+".resource", "want printable ASCII without spaces, as in the resource of Vault's configuration")
 			break
 		}
 	}
-	p.path(field+".tokenFile", a.TokenFile)
+	p.Path(field+".tokenFile", a.TokenFile)
 	if a.TokenFile != "" && a.ClientID+a.ObjectID+a.ResourceID+a.Endpoint != "" {
-		p.add(field+".tokenFile", "has the token of one identity: remove clientID, objectID, resourceID and endpoint, or tokenFile")
+		p.Add(field+".tokenFile", "has the token of one identity: remove clientID, objectID, resourceID and endpoint, or tokenFile")
 	}
 }
 

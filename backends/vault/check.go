@@ -12,6 +12,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 )
 
 // Check finds out whether Vault is there and unsealed, who the login is, and, for an image, whether it may read the secret and whether that has what is wanted. It changes nothing, and has no engine make anything; what is merely
@@ -24,7 +25,7 @@ func (b *Backend) Check(ctx context.Context, req backends.Request) error {
 	if err := b.health(ctx); err != nil {
 		return err
 	}
-	if req.Image == "" && (!b.cfg.Auth.node() || b.cfg.Auth.PodIdentity == PodIdentityRequire) && req.Token == "" {
+	if req.Image == "" && (!b.cfg.Auth.node() || b.cfg.Auth.PodIdentity == settings.PodIdentityRequire) && req.Token == "" {
 		slog.InfoContext(ctx, "only a request with a pod's token can be checked further: only pods log in")
 		return nil
 	}

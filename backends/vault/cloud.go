@@ -95,7 +95,7 @@ func validateSource(c webidentity.Config, source, field string, p *problems) {
 	}
 	for _, err := range joined.Unwrap() {
 		if e, ok := err.(*backends.Error); ok { //nolint:errorlint // as that
-			p.add(field+e.Field[min(len(source), len(e.Field)):], "%w", e.Err)
+			p.Add(field+e.Field[min(len(source), len(e.Field)):], "%w", e.Err)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func problemsWith(t *testing.T, validate func(field string, p *problems)) map[st
 	var p problems
 	validate("auth.x", &p)
 	found := map[string]string{}
-	for _, err := range p {
+	for _, err := range p.Problems {
 		e, ok := errors.AsType[*backends.Error](err)
 		if !ok || e.Kind != backends.KindMisconfigured || found[e.Field] != "" {
 			t.Errorf("another kind, or a second one of the field: %#v", err)

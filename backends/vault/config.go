@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/authkey"
 	"github.com/credential-broker/credential-broker/backends/internal/hosts"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 	"github.com/credential-broker/credential-broker/backends/webidentity/awsprogram"
 )
@@ -73,7 +73,7 @@ type Auth struct {
 
 	// PodIdentity says for kubernetes and jwt whether the pod's service account token logs in, where the provider has tokenAttributes: "Off", "Prefer" (the default: for requests that carry one; the node's for the
 	// rest) or "Require".
-	PodIdentity PodIdentity `json:"podIdentity"`
+	PodIdentity settings.PodIdentity `json:"podIdentity"`
 
 	// token is VAULT_TOKEN.
 	token backends.Secret
@@ -135,32 +135,8 @@ const (
 	EngineOther Engine = "other"
 )
 
-// PodIdentity is whether a pod's token is used.
-type PodIdentity string
-
-// The ways to use it.
-const (
-	PodIdentityOff     PodIdentity = "Off"
-	PodIdentityPrefer  PodIdentity = "Prefer"
-	PodIdentityRequire PodIdentity = "Require"
-)
-
 // webSources has AWS's tokens too.
 var webSources = webidentity.Sources{AWS: awsprogram.New, At: "auth.webIdentity"}
-
-// problems collects those of settings.
-type problems []error
-
-func (p *problems) add(field, format string, args ...any) {
-	*p = append(*p, backends.InvalidConfig(field, format, args...))
-}
-
-// path wants an absolute path, or none.
-func (p *problems) path(field, path string) {
-	if path != "" && !filepath.IsAbs(path) {
-		p.add(field, "want an absolute path, got %q", path)
-	}
-}
 
 // methods are all of them.
 var methods = []Method{MethodToken, MethodAppRole, MethodKubernetes, MethodJWT, MethodCert, MethodAWS, MethodGCP, MethodAzure, MethodNone}
@@ -170,7 +146,7 @@ func (c *Config) withDefaults(env environment) Config {
 	full := *c
 	env.fill(&full)
 	full.Auth.Mount = cmp.Or(c.Auth.Mount, string(full.Auth.Method))
-	full.Auth.PodIdentity = cmp.Or(c.Auth.PodIdentity, PodIdentityPrefer)
+	full.Auth.PodIdentity = cmp.Or(c.Auth.PodIdentity, settings.PodIdentityPrefer)
 	full.Auth.Namespace = cmp.Or(c.Auth.Namespace, full.Namespace)
 	full.Secrets = slices.Clone(c.Secrets)
 	for i := range full.Secrets {
@@ -186,49 +162,52 @@ func (c *Config) withDefaults(env environment) Config {
 func (c *Config) validate() ([]entry, template, error) {
 	var p problems
 	if _, err := parseAddress(c.Address); c.Address == "" {
-		p.add("address", "want Vault's URL, such as https://vault.example:8200; or have inheritEnv name VAULT_ADDR")
+		p.Add("address", "want Vault's URL, such as https://vault.example:8200; or have inheritEnv name VAULT_ADDR")
 	} else if err != nil {
-		p.add("address", "%w", err)
+		p.Add("address", "%w", err)
 	}
 	for i, address := range c.RedirectAddresses {
 		if a, err := parseAddress(address); err != nil {
-			p.add(fmt.Sprintf("redirectAddresses[%d]", i), "%w", err)
+			p.Add(fmt.Sprintf("redirectAddresses[%d]", i), "%w", err)
 		} else if a.socket != "" || a.url.Path != "" {
-			p.add(fmt.Sprintf("redirectAddresses[%d]", i), "want a node's URL without a path, got %q", address)
+			p.Add(fmt.Sprintf("redirectAddresses[%d]", i), "want a node's URL without a path, got %q", address)
 		}
 	}
 	p.namespace("namespace", c.Namespace)
-	p.path("caFile", c.CAFile)
+	p.Path("caFile", c.CAFile)
 	if c.TLSServerName != "" && !hosts.ValidDomain(strings.ToLower(c.TLSServerName)) {
-		p.add("tlsServerName", "want the name of a host, got %q", c.TLSServerName)
+		p.Add("tlsServerName", "want the name of a host, got %q", c.TLSServerName)
 	}
 	if c.Proxy != "" {
 		if u, err := url.Parse(string(c.Proxy)); err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
-			p.add("proxy", "want a URL such as http://proxy.example:3128") // it may hold a password
+			p.Add("proxy", "want a URL such as http://proxy.example:3128") // it may hold a password
 		}
 	}
 	role := c.Auth.validate("auth", &p)
 	if len(c.Secrets) == 0 {
-		p.add("secrets", "want at least one entry, with the path of a secret")
+		p.Add("secrets", "want at least one entry, with the path of a secret")
 	}
 	entries := make([]entry, len(c.Secrets))
 	for i := range c.Secrets {
 		entries[i] = c.Secrets[i].validate(fmt.Sprintf("secrets[%d].", i), &c.Auth, &p)
 	}
-	return entries, role, errors.Join(p...)
+	return entries, role, errors.Join(p.Problems...)
 }
+
+// problems collects those of settings.
+type problems struct{ settings.Problems }
 
 // namespace wants the path of a namespace, or none.
 func (p *problems) namespace(field, namespace string) {
 	if namespace != "" && !validLiteral(strings.Trim(namespace, "/")) {
-		p.add(field, "want the path of a namespace, such as team-a or team-a/registries, got %q", namespace)
+		p.Add(field, "want the path of a namespace, such as team-a or team-a/registries, got %q", namespace)
 	}
 }
 
 // mount wants the path at which something is enabled, or none.
 func (p *problems) mount(field, mount string) {
 	if mount != "" && !validLiteral(mount) {
-		p.add(field, "want a path such as secret or team-a/kv, without a slash before and behind it, got %q", mount)
+		p.Add(field, "want a path such as secret or team-a/kv, without a slash before and behind it, got %q", mount)
 	}
 }
 
@@ -237,75 +216,75 @@ func (p *problems) template(field, text string, annotations bool) template {
 	t, err := parseTemplate(text)
 	switch {
 	case err != nil:
-		p.add(field, "%w", err)
+		p.Add(field, "%w", err)
 	case !annotations && t.uses("annotation"):
-		p.add(field, "annotations may stand in a secret's path alone: whoever may annotate a service account is not to choose what is logged in to, or for which registry")
+		p.Add(field, "annotations may stand in a secret's path alone: whoever may annotate a service account is not to choose what is logged in to, or for which registry")
 	}
 	return t
 }
 
 func (a *Auth) validate(field string, p *problems) template {
 	if !slices.Contains(methods, a.Method) {
-		p.add(field+".method", "want one of %q, got %q", methods, string(a.Method))
+		p.Add(field+".method", "want one of %q, got %q", methods, string(a.Method))
 	}
 	p.mount(field+".mount", a.Mount)
 	p.namespace(field+".namespace", a.Namespace)
 	role := p.template(field+".role", a.Role, false)
 	if strings.Contains(a.Role, "/") {
-		p.add(field+".role", "want the name of a role, got %q", a.Role)
+		p.Add(field+".role", "want the name of a role, got %q", a.Role)
 	}
 	for _, f := range []struct{ name, path string }{{".tokenFile", a.TokenFile}, {".roleIDFile", a.RoleIDFile}, {".secretIDFile", a.SecretIDFile}, {".certFile", a.CertFile}, {".keyFile", a.KeyFile}} {
-		p.path(field+f.name, f.path)
+		p.Path(field+f.name, f.path)
 	}
 	if (a.CertFile == "") != (a.KeyFile == "") {
-		p.add(field+".certFile", "certFile and keyFile go together: set both or neither")
+		p.Add(field+".certFile", "certFile and keyFile go together: set both or neither")
 	}
-	if known := []PodIdentity{PodIdentityOff, PodIdentityPrefer, PodIdentityRequire}; !slices.Contains(known, a.PodIdentity) {
-		p.add(field+".podIdentity", "want one of %q, got %q", known, string(a.PodIdentity))
+	if known := settings.PodIdentities; !slices.Contains(known, a.PodIdentity) {
+		p.Add(field+".podIdentity", "want one of %q, got %q", known, string(a.PodIdentity))
 	}
-	if a.Method != MethodKubernetes && a.Method != MethodJWT && a.PodIdentity == PodIdentityRequire {
-		p.add(field+".podIdentity", "a pod's token is taken by the methods kubernetes and jwt alone")
+	if a.Method != MethodKubernetes && a.Method != MethodJWT && a.PodIdentity == settings.PodIdentityRequire {
+		p.Add(field+".podIdentity", "a pod's token is taken by the methods kubernetes and jwt alone")
 	}
 	a.settingsOfOthers(field, p)
 	switch a.Method {
 	case MethodToken:
 		if a.TokenFile == "" && a.token == "" {
-			p.add(field+".tokenFile", "want the file of Vault's token; or have inheritEnv name VAULT_TOKEN")
+			p.Add(field+".tokenFile", "want the file of Vault's token; or have inheritEnv name VAULT_TOKEN")
 		}
 	case MethodAppRole:
 		if (a.RoleID == "") == (a.RoleIDFile == "") {
-			p.add(field+".roleID", "want one of roleID and roleIDFile: `vault read auth/%s/role/NAME/role-id` gives it", a.Mount)
+			p.Add(field+".roleID", "want one of roleID and roleIDFile: `vault read auth/%s/role/NAME/role-id` gives it", a.Mount)
 		}
 	case MethodKubernetes, MethodJWT:
 		if a.TokenFile != "" && !a.WebIdentity.IsZero() {
-			p.add(field+".webIdentity", "tokenFile says where the token comes from: keep one")
+			p.Add(field+".webIdentity", "tokenFile says where the token comes from: keep one")
 		}
-		if a.PodIdentity == PodIdentityOff && a.TokenFile == "" && a.WebIdentity.IsZero() {
-			p.add(field+".tokenFile", "want the file of the token that is logged in with, since podIdentity is Off")
+		if a.PodIdentity == settings.PodIdentityOff && a.TokenFile == "" && a.WebIdentity.IsZero() {
+			p.Add(field+".tokenFile", "want the file of the token that is logged in with, since podIdentity is Off")
 		}
 		if a.Role == "" && a.Method == MethodKubernetes {
-			p.add(field+".role", "want the role to log in to")
+			p.Add(field+".role", "want the role to log in to")
 		}
 		if !a.WebIdentity.IsZero() && a.Method == MethodJWT {
 			if err := a.WebIdentity.Validate(field+".webIdentity", webSources); err != nil {
-				*p = append(*p, err)
+				p.Problems = append(p.Problems, err)
 			}
 		}
 	case MethodCert:
 		if a.CertFile == "" {
-			p.add(field+".certFile", "want the file of the client certificate, and its key in keyFile")
+			p.Add(field+".certFile", "want the file of the client certificate, and its key in keyFile")
 		}
 	case MethodAWS:
 		a.AWS.validate(field+".aws", p)
 	case MethodGCP:
 		a.GCP.validate(field+".gcp", p)
 		if a.Role == "" {
-			p.add(field+".role", "want the role to log in to")
+			p.Add(field+".role", "want the role to log in to")
 		}
 	case MethodAzure:
 		a.Azure.validate(field+".azure", p)
 		if a.Role == "" {
-			p.add(field+".role", "want the role to log in to")
+			p.Add(field+".role", "want the role to log in to")
 		}
 	case MethodNone:
 	}
@@ -330,14 +309,14 @@ func (a *Auth) settingsOfOthers(field string, p *problems) {
 		{".azure", a.Azure != nil, []Method{MethodAzure}},
 	} {
 		if s.set && slices.Contains(methods, a.Method) && !slices.Contains(s.of, a.Method) {
-			p.add(field+s.name, "it is of no use to the method %s: remove it, or set another method", a.Method)
+			p.Add(field+s.name, "it is of no use to the method %s: remove it, or set another method", a.Method)
 		}
 	}
 }
 
 // pods says whether a pod's token may log in.
 func (a *Auth) pods() bool {
-	return (a.Method == MethodKubernetes || a.Method == MethodJWT) && a.PodIdentity != PodIdentityOff
+	return (a.Method == MethodKubernetes || a.Method == MethodJWT) && a.PodIdentity != settings.PodIdentityOff
 }
 
 // logsIn says whether there are logins at all: a token of the settings is none, and an agent has its own.
@@ -354,54 +333,54 @@ func (s *Secret) validate(field string, auth *Auth, p *problems) entry {
 		k, ok := authkey.Parse(pattern)
 		k.Path = strings.TrimSuffix(k.Path, "*") // to the kubelet, all that begins with a path is meant by it
 		if !ok || strings.Contains(k.Path, "*") || strings.Contains(pattern, "://") || strings.ContainsAny(pattern, " \t{}") {
-			p.add(fmt.Sprintf("%smatchImages[%d]", field, i), "want a pattern as the provider's own, such as harbor.example/team or *.example:8443, got %q", pattern)
+			p.Add(fmt.Sprintf("%smatchImages[%d]", field, i), "want a pattern as the provider's own, such as harbor.example/team or *.example:8443, got %q", pattern)
 		}
 		e.patterns = append(e.patterns, k)
 	}
 	e.path = p.template(field+"path", s.Path, true)
 	switch {
 	case s.Path == "":
-		p.add(field+"path", "want the secret's path, as one would give it to `vault kv get` or `vault read`")
+		p.Add(field+"path", "want the secret's path, as one would give it to `vault kv get` or `vault read`")
 	case len(e.path.parts) > 0:
 		if problem := e.path.pathProblem(); problem != "" {
-			p.add(field+"path", "%s, got %q", problem, s.Path)
+			p.Add(field+"path", "%s, got %q", problem, s.Path)
 		}
 	}
 	if e.path.uses("annotation") && !auth.pods() {
-		p.add(field+"path", "{annotation:…} is for logins by the pod's own token: set auth.method to kubernetes or jwt, and podIdentity not to Off")
+		p.Add(field+"path", "{annotation:…} is for logins by the pod's own token: set auth.method to kubernetes or jwt, and podIdentity not to Off")
 	}
 	e.registry = p.template(field+"registry", s.Registry, false)
 	p.namespace(field+"namespace", s.Namespace)
 	s.validateEngine(field, &e, p)
 	if s.Version != 0 && (s.Version < 0 || s.Engine == EngineKV1 || s.Engine == EngineOther) {
-		p.add(field+"version", "want the number of a version of a KV v2 secret")
+		p.Add(field+"version", "want the number of a version of a KV v2 secret")
 	}
 	if s.WrapTTL != 0 && s.WrapTTL < time.Second {
-		p.add(field+"wrapTTL", "want a duration of at least 1s")
+		p.Add(field+"wrapTTL", "want a duration of at least 1s")
 	}
 	if s.Username != "" && s.UsernameField != "" {
-		p.add(field+"username", "usernameField says where the user name is: keep one")
+		p.Add(field+"username", "usernameField says where the user name is: keep one")
 	}
 	if s.DockerConfigField != "" && (s.Username != "" || s.UsernameField != "" || s.PasswordField != "password" || s.Registry != "{host}") {
-		p.add(field+"dockerConfigField", "a docker config has its own user names, passwords and registries: remove the other settings")
+		p.Add(field+"dockerConfigField", "a docker config has its own user names, passwords and registries: remove the other settings")
 	}
 	return e
 }
 
 func (s *Secret) validateEngine(field string, e *entry, p *problems) {
 	if known := []Engine{EngineKV1, EngineKV2, EngineOther}; s.Engine != "" && !slices.Contains(known, s.Engine) {
-		p.add(field+"engine", "want one of %q, got %q", known, string(s.Engine))
+		p.Add(field+"engine", "want one of %q, got %q", known, string(s.Engine))
 	}
 	p.mount(field+"mount", s.Mount)
 	if s.Engine == "" {
 		if s.Mount != "" {
-			p.add(field+"mount", "say which engine it is, too: engine is kv1, kv2 or other")
+			p.Add(field+"mount", "say which engine it is, too: engine is kv1, kv2 or other")
 		}
 		return
 	}
 	first, _, _ := strings.Cut(s.Path, "/")
 	e.mount = cmp.Or(s.Mount, first)
 	if s.Path != "" && !strings.HasPrefix(e.path.literal(), e.mount+"/") {
-		p.add(field+"mount", "the path does not begin with %q", e.mount+"/")
+		p.Add(field+"mount", "the path does not begin with %q", e.mount+"/")
 	}
 }

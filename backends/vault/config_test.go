@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -41,11 +42,11 @@ func TestSettings(t *testing.T) {
 		"no role ID":                    {func(c *Config) { c.Auth.RoleID = "" }, []string{"auth.roleID: want one of roleID and roleIDFile: `vault read auth/approle/role/NAME/role-id` gives it"}},
 		"two role IDs":                  {func(c *Config) { c.Auth.RoleIDFile = "/x" }, []string{"auth.roleID: want one of"}},
 		"Kubernetes without a role":     {func(c *Config) { c.Auth = Auth{Method: MethodKubernetes} }, []string{"auth.role: want the role"}},
-		"nobody who logs in":            {func(c *Config) { c.Auth = Auth{Method: MethodJWT, PodIdentity: PodIdentityOff} }, []string{"auth.tokenFile: want the file of the token"}},
+		"nobody who logs in":            {func(c *Config) { c.Auth = Auth{Method: MethodJWT, PodIdentity: settings.PodIdentityOff} }, []string{"auth.tokenFile: want the file of the token"}},
 		"a certificate without a key":   {func(c *Config) { c.Auth = Auth{Method: MethodCert, CertFile: "/x"} }, []string{"auth.certFile: certFile and keyFile go together"}},
 		"cert without a certificate":    {func(c *Config) { c.Auth = Auth{Method: MethodCert} }, []string{"auth.certFile: want the file of the client certificate"}},
 		"settings of another method":    {func(c *Config) { c.Auth.Role, c.Auth.TokenFile = "x", "/x" }, []string{"auth.role: it is of no use to the method approle", "auth.tokenFile: it is of no use to the method approle"}},
-		"a pod that may not":            {func(c *Config) { c.Auth.PodIdentity = PodIdentityRequire }, []string{"auth.podIdentity: a pod's token is taken by the methods kubernetes and jwt alone"}},
+		"a pod that may not":            {func(c *Config) { c.Auth.PodIdentity = settings.PodIdentityRequire }, []string{"auth.podIdentity: a pod's token is taken by the methods kubernetes and jwt alone"}},
 		"a podIdentity that is none":    {func(c *Config) { c.Auth.PodIdentity = "Maybe" }, []string{"auth.podIdentity: want one of"}},
 		"an annotation in the role":     {func(c *Config) { c.Auth = Auth{Method: MethodJWT, Role: "{annotation:role}"} }, []string{"auth.role: annotations may stand in a secret's path alone"}},
 		"an annotation in the registry": {func(c *Config) { c.Auth = Auth{Method: MethodJWT}; c.Secrets[0].Registry = "{annotation:host}" }, []string{"secrets[0].registry: annotations may stand in a secret's path alone"}},

@@ -92,11 +92,11 @@ func (e environment) problems() error {
 	for _, name := range slices.Sorted(maps.Keys(e)) {
 		instead, refused := without[name]
 		if skip, err := strconv.ParseBool(e[name]); refused && (name != "VAULT_SKIP_VERIFY" && name != "VAULT_SRV_LOOKUP" || skip || err != nil) && e[name] != "" {
-			p.add("", "%s is set, and not heeded: %s; remove it from env or inheritEnv", name, instead)
+			p.Add("", "%s is set, and not heeded: %s; remove it from env or inheritEnv", name, instead)
 		}
 	}
 	if path := e["VAULT_CAPATH"]; path != "" && !filepath.IsAbs(path) {
-		p.add("", "VAULT_CAPATH: want an absolute path, got %q", path)
+		p.Add("", "VAULT_CAPATH: want an absolute path, got %q", path)
 	}
-	return errors.Join(p...)
+	return errors.Join(p.Problems...)
 }

@@ -64,18 +64,18 @@ func (g *GCP) validate(field string, p *problems) {
 	}
 	iam := g.Type == GCPTypeIAM
 	if known := []GCPType{GCPTypeGCE, GCPTypeIAM}; g.Type != "" && !slices.Contains(known, g.Type) {
-		p.add(field+".type", "want one of %q, got %q", known, g.Type)
+		p.Add(field+".type", "want one of %q, got %q", known, g.Type)
 	}
 	if iam && g.ServiceAccount != "" && !isEmail(g.ServiceAccount) {
-		p.add(field+".serviceAccount", "want a service account's email address, got %q", g.ServiceAccount)
+		p.Add(field+".serviceAccount", "want a service account's email address, got %q", g.ServiceAccount)
 	}
 	if g.CredentialsFile != "" && !iam {
-		p.add(field+".credentialsFile", "is for type iam: the token of type gce is the instance's own")
+		p.Add(field+".credentialsFile", "is for type iam: the token of type gce is the instance's own")
 	}
 	if g.CredentialsFile != "" && g.Endpoint != "" {
-		p.add(field+".endpoint", "is of no use with credentialsFile, with which no metadata server is asked: remove one of them")
+		p.Add(field+".endpoint", "is of no use with credentialsFile, with which no metadata server is asked: remove one of them")
 	}
-	p.path(field+".credentialsFile", g.CredentialsFile)
+	p.Path(field+".credentialsFile", g.CredentialsFile)
 	source := webidentity.GoogleMetadata{Endpoint: g.Endpoint}
 	if !iam {
 		source.ServiceAccount = g.ServiceAccount

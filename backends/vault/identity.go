@@ -18,6 +18,7 @@ import (
 	"github.com/credential-broker/credential-broker/backends"
 	"github.com/credential-broker/credential-broker/backends/internal/files"
 	"github.com/credential-broker/credential-broker/backends/internal/remote"
+	"github.com/credential-broker/credential-broker/backends/internal/settings"
 	"github.com/credential-broker/credential-broker/backends/webidentity"
 )
 
@@ -55,7 +56,7 @@ func (b *Backend) who(req backends.Request) (who, error) {
 	switch {
 	case auth.pods() && req.Token != "":
 		w.pod = req.Token
-	case auth.pods() && (auth.PodIdentity == PodIdentityRequire || !auth.node()):
+	case auth.pods() && (auth.PodIdentity == settings.PodIdentityRequire || !auth.node()):
 		return who{}, backends.Refused(errors.New("the request carries no service account token, and only pods log in: give the provider tokenAttributes, and the kubelet an entry for its audience; or give the node a token of its own, in auth.tokenFile"))
 	}
 	if req.Token != "" {

@@ -42,13 +42,13 @@ var errorTables = []struct {
 	},
 	{doc: "docs/backends/gar.md", heading: "### What a check says", least: 20, packages: []string{"backends/gar"}, others: []string{"backends/internal/beside"}, only: garCheck},
 	{
-		doc: "docs/backends/acr.md", heading: "## What every error means", least: 60, packages: []string{"backends/acr", "backends/internal/files", "backends/internal/kept", "backends/internal/remote"},
+		doc: "docs/backends/acr.md", heading: "## What every error means", least: 60, packages: []string{"backends/acr", "backends/internal/files", "backends/internal/kept", "backends/internal/remote", "backends/internal/settings"},
 		others: []string{"backends/webidentity"}, without: acrCheck,
 	},
 	{doc: "docs/backends/acr.md", heading: "### What a check says", least: 10, packages: []string{"backends/acr"}, only: acrCheck},
 	{
 		doc: "docs/backends/vault.md", heading: "## What every error means", least: 100,
-		packages: []string{"backends/vault", "backends/internal/authkey", "backends/internal/files", "backends/internal/kept", "backends/internal/remote"},
+		packages: []string{"backends/vault", "backends/internal/authkey", "backends/internal/files", "backends/internal/kept", "backends/internal/remote", "backends/internal/settings"},
 		others:   []string{"backends/webidentity", "backends/webidentity/awsprogram", "backends/dockerconfig"}, without: vaultCheck,
 	},
 	{doc: "docs/backends/vault.md", heading: "### What a check says", least: 3, packages: []string{"backends/vault"}, only: vaultCheck},
