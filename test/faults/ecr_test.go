@@ -517,6 +517,35 @@ func TestNoSecretOfECRIsInWhatOtherProcessesCanSee(t *testing.T) {
 	r.noFileHolds()
 }
 
+// isSeenByNobody looks at arguments, environments, descriptors and files while all backends of a broker hold their secrets. One backend, and the broker that it has them from, are owners: their environments were configured to have
+// what was seen in a text.
+func (r *region) isSeenByNobody(cmd *exec.Cmd, untilAllHang func(*exec.Cmd), owner func(seen []string, text string) bool) {
+	r.Helper()
+	if err := cmd.Start(); err != nil {
+		r.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	untilAllHang(cmd)
+	var broker, backends int
+	for what, text := range r.running(cmd.Process.Pid) {
+		switch seen := r.found(text); {
+		case len(seen) == 0:
+		case !owner(seen, text):
+			r.Errorf("%s shows %v", what, seen)
+		case strings.HasPrefix(what, "environ (the broker)"):
+			broker++
+		case strings.HasPrefix(what, "environ (credential-back"):
+			backends++
+		default:
+			r.Errorf("%s shows %v", what, seen)
+		}
+	}
+	if isRoot() && (broker != 1 || backends != 1) { // others may not read these environments
+		r.Errorf("the secrets' owners show them in %d brokers and %d backends, want 1 and 1: does this test see?", broker, backends)
+	}
+	r.noFileHolds()
+}
+
 // noFileHolds looks at what is on disk while backends run.
 func (r *region) noFileHolds() {
 	r.Helper()
