@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,25 +16,13 @@ import (
 )
 
 // shared is the Vault server of all tests that leave it as it is; each has mounts of its own.
-var (
-	shared     func() (*vaultserver.Server, error)
-	sharedMade atomic.Pointer[vaultserver.Server]
-)
+var shared vaultserver.Shared
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	takeEnvironment() // of whoever runs the tests
-	shared = sync.OnceValues(func() (*vaultserver.Server, error) {
-		s, err := vaultserver.Start(vaultserver.Options{})
-		sharedMade.Store(s)
-		return s, err
-	})
-	defer func() {
-		if s := sharedMade.Load(); s != nil {
-			s.Close()
-		}
-	}()
+	defer shared.Close()
 	return m.Run()
 }
 
@@ -58,11 +45,7 @@ const (
 // use gives a test the shared server.
 func use(t *testing.T) *rig {
 	t.Helper()
-	s, err := shared()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rigOf(t, s)
+	return rigOf(t, shared.Get(t))
 }
 
 // alone gives a test a server of its own.

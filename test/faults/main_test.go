@@ -39,7 +39,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "become the parent of orphans:", err)
 		return 1
 	}
-	defer closeVault()
+	defer sharedVault.Close()
 	if bin = os.Getenv("FAULTS_BIN"); bin != "" {
 		if _, err := os.Stat(misbehavePath()); err == nil {
 			return m.Run()

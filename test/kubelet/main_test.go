@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	scratchDir = dir
-	defer closeVault()
+	defer sharedVault.Close()
 	status := m.Run()
 	fmt.Printf("%d provider sets, %d lookups by the kubelet's code, %d answers compared (%d fallbacks of several values, %d for a whole registry, %d taken from the kubelet's cache), %d starts of the built broker, seed %d\n",
 		provided.Load(), lookups.Load(), agreed.Load(), fallbacks.Load(), registryWide.Load(), reused.Load(), starts.Load(), *flagSeed)

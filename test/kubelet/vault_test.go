@@ -34,21 +34,9 @@ const (
 )
 
 // sharedVault is the Vault server of all tests that leave it as it is; each has engines and logins of its own there.
-var (
-	sharedVault = sync.OnceValues(func() (*vaultserver.Server, error) {
-		s, err := vaultserver.Start(vaultserver.Options{})
-		vaultMade.Store(s)
-		return s, err
-	})
-	vaultMade   atomic.Pointer[vaultserver.Server]
-	vaultWorlds atomic.Int32
-)
+var sharedVault vaultserver.Shared
 
-func closeVault() {
-	if s := vaultMade.Load(); s != nil {
-		s.Close()
-	}
-}
+var vaultWorlds atomic.Int32
 
 // vaultWorld is a world with a Vault, where a secret is that the node's or the pod's login may read.
 type vaultWorld struct {
@@ -71,11 +59,7 @@ type vaultWorld struct {
 
 func newVaultWorld(t *testing.T) *vaultWorld {
 	t.Helper()
-	s, err := sharedVault()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return newWorld(t).withVault(s)
+	return newWorld(t).withVault(sharedVault.Get(t))
 }
 
 // newVaultOfACloud has a server of its own, which asks the clouds that the world has.

@@ -34,7 +34,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	bin = dir
-	defer closeVault()
+	defer sharedVault.Close()
 	return m.Run()
 }
 

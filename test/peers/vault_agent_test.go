@@ -33,20 +33,7 @@ const (
 func vaultImage(host string, n int) string { return fmt.Sprintf("%s/team/app-%d", host, n) }
 
 // sharedVault is the server of all tests that leave it unsealed; each has mounts of its own. It is started by the first that wants it.
-var sharedVault = sync.OnceValues(func() (*vaultserver.Server, error) {
-	s, err := vaultserver.Start(vaultserver.Options{})
-	startedVault.Store(s)
-	return s, err
-})
-
-var startedVault atomic.Pointer[vaultserver.Server]
-
-// closeVault ends the shared server, if there is one.
-func closeVault() {
-	if s := startedVault.Load(); s != nil {
-		s.Close()
-	}
-}
+var sharedVault vaultserver.Shared
 
 var vaultScenes atomic.Int32
 
@@ -63,11 +50,7 @@ type vaultScene struct {
 // newVaultScene puts a scene before the shared server.
 func newVaultScene(t *testing.T) *vaultScene {
 	t.Helper()
-	server, err := sharedVault()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return vaultSceneAt(t, server)
+	return vaultSceneAt(t, sharedVault.Get(t))
 }
 
 func vaultSceneAt(t *testing.T, server *vaultserver.Server) *vaultScene {

@@ -67,9 +67,7 @@ type node struct {
 // New starts a server that is ended with the test. Where it would have to be built and tests are to be short (-short), the test is skipped.
 func New(t testing.TB, o Options) *Server {
 	t.Helper()
-	if testing.Short() && !isBuilt() {
-		t.Skip("the Vault server has not been built on this machine, which takes long: make vault-server")
-	}
+	skipUnbuilt(t)
 	s, err := Start(o)
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +75,13 @@ func New(t testing.TB, o Options) *Server {
 	s.t = t
 	t.Cleanup(s.Close)
 	return s
+}
+
+func skipUnbuilt(t testing.TB) {
+	t.Helper()
+	if testing.Short() && !isBuilt() {
+		t.Skip("the Vault server has not been built on this machine, which takes long: make vault-server")
+	}
 }
 
 // Start starts a server on 127.0.0.1, initialised and unsealed. Close ends it.
