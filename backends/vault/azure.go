@@ -105,9 +105,9 @@ type machine struct {
 func (a *Azure) machine(ctx context.Context) (machine, error) {
 	base := cmp.Or(a.Endpoint, os.Getenv("AZURE_POD_IDENTITY_AUTHORITY_HOST"), metadataAddress)
 	const doing = "which machine this is, from Azure's metadata service"
-	u, err := endpoint(base, "/metadata/instance/compute", url.Values{"api-version": {computeVersion}, "format": {"json"}})
+	u, err := webidentity.MetadataURL(base, "/metadata/instance/compute", url.Values{"api-version": {computeVersion}, "format": {"json"}})
 	if err != nil {
-		return machine{}, backends.InvalidConfig("auth.azure.endpoint", "%s: %w; mend it, or AZURE_POD_IDENTITY_AUTHORITY_HOST", doing, err)
+		return machine{}, backends.InvalidConfig("auth.azure.endpoint", "%s: its address is none: %w; mend it, or AZURE_POD_IDENTITY_AUTHORITY_HOST", doing, err)
 	}
 	answer, err := askLink(ctx, u, "Metadata", "true", func(status int) bool {
 		return busy(status) || status == http.StatusNotFound || status == http.StatusGone // as while it is being updated

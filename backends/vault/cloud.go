@@ -2,11 +2,10 @@ package vault
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/credential-broker/credential-broker/backends"
@@ -80,9 +79,12 @@ func (q questions) send(ctx context.Context, r *http.Request) (reply, error) {
 		return reply{}, remote.Unanswered(ctx, err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, remote.MaxAnswer+1))
 	if err != nil {
 		return reply{}, remote.Unanswered(ctx, err)
+	}
+	if len(body) > remote.MaxAnswer {
+		return reply{}, errors.New("the answer is too long")
 	}
 	return reply{resp.StatusCode, resp.Header, body}, nil
 }
@@ -98,15 +100,4 @@ func validateSource(c webidentity.Config, source, field string, p *problems) {
 			p.Add(field+e.Field[min(len(source), len(e.Field)):], "%w", e.Err)
 		}
 	}
-}
-
-// endpoint is a path at a metadata service. Its address was validated, or is the environment's.
-func endpoint(base, path string, query url.Values) (*url.URL, error) {
-	u, err := url.Parse(base)
-	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(u.Path, "//") {
-		return nil, fmt.Errorf("its address is none: want a URL such as %s", metadataAddress)
-	}
-	u = u.JoinPath(path)
-	u.RawQuery, u.Fragment = query.Encode(), ""
-	return u, nil
 }

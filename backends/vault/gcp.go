@@ -318,9 +318,9 @@ func (g *GCP) metadata(ctx context.Context, what string) ([]byte, error) {
 	}
 	base = cmp.Or(base, metadataAddress)
 	doing := "service account's " + what + " from Google's metadata server"
-	u, err := endpoint(base, "/computeMetadata/v1/instance/service-accounts/default/"+what, nil)
+	u, err := webidentity.MetadataURL(base, "/computeMetadata/v1/instance/service-accounts/default/"+what, nil)
 	if err != nil {
-		return nil, backends.InvalidConfig("auth.gcp.endpoint", "%s: %w; mend it, or GCE_METADATA_HOST", doing, err)
+		return nil, backends.InvalidConfig("auth.gcp.endpoint", "%s: its address is none: %w; mend it, or GCE_METADATA_HOST", doing, err)
 	}
 	answer, err := askLink(ctx, u, "Metadata-Flavor", "Google", busy)
 	const withoutOne = "name a key in auth.gcp.credentialsFile or " + credentialsVariable + ", or " + otherIdentity

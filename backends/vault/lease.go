@@ -79,7 +79,7 @@ func loanOf(lease backends.Secret) *loan {
 const renewedFor = 6
 
 // isOf says whether there is a loan, and it is of an identity and a secret.
-func (l *loan) isOf(key string) bool { return l != nil && l.Key == key }
+func isOf(l *loan, key string) bool { return l != nil && l.Key == key }
 
 // stale: a loan is renewed if a request wants that.
 func (l loan) stale(now time.Time) bool { return now.Sub(l.asked) > l.expires.Sub(l.asked)/renewedFor }
@@ -90,7 +90,7 @@ func (b *Backend) borrow(ctx context.Context, w who, e *entry, path, key string,
 		b.loans.Outdate(key, func(l loan) bool { return l.stale(b.server.now()) })
 	}
 	return b.loans.Next(ctx, key, w.until(), func(ctx context.Context, kept *loan) (loan, error) {
-		if kept == nil && old.isOf(key) {
+		if kept == nil && isOf(old, key) {
 			kept = old
 		}
 		if kept != nil && kept.LeaseID != "" {

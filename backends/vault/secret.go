@@ -92,7 +92,7 @@ func (b *Backend) secret(ctx context.Context, req backends.Request, w who, e *en
 		return loan{}, backends.Refused(fmt.Errorf("%s.path: %w", e.field, err))
 	}
 	key := w.key() + "\x00" + e.Namespace + "\x00" + path + "\x00" + e.ExpiresField
-	if b.loans.Has(key, b.server.now()) || old.isOf(key) { // so that it was no KV, and most likely is none
+	if b.loans.Has(key, b.server.now()) || isOf(old, key) { // so that it was no KV, and most likely is none
 		got, err := b.borrow(ctx, w, e, path, key, old)
 		if f, failed := errors.AsType[*failure](err); !failed || !f.elsewhere() {
 			return got, err

@@ -124,13 +124,22 @@ func unreached(ctx context.Context, err error) error {
 	return errors.New("no valid HTTP answer came")
 }
 
-// metadataRequest asks for a path at the address of a metadata service.
-func metadataRequest(ctx context.Context, base, path string, query url.Values) (*http.Request, error) {
+// MetadataURL is a path at the address of a metadata service. The error says what would be one.
+func MetadataURL(base, path string, query url.Values) (*url.URL, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "http" && u.Scheme != "https" || strings.Contains(u.Path, "//") {
 		return nil, errors.New("want a URL such as http://169.254.169.254")
 	}
 	u = u.JoinPath(path)
 	u.RawQuery, u.Fragment = query.Encode(), ""
+	return u, nil
+}
+
+// metadataRequest asks for a path at the address of a metadata service.
+func metadataRequest(ctx context.Context, base, path string, query url.Values) (*http.Request, error) {
+	u, err := MetadataURL(base, path, query)
+	if err != nil {
+		return nil, err
+	}
 	return http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 }
