@@ -115,7 +115,7 @@ func (s *kept) onceAlone(ctx context.Context, all *parts, ask func(*instance) er
 	err = ask(in)
 	process.Flush()
 	if !worthAnother(err) { // somebody is there to put something away
-		in.closeWithin(backendv1.ShortCloseTimeout)
+		in.closeWithin(backendv1.ShortCloseTimeout) //nolint:contextcheck // putting away goes on when the request has no time left
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
