@@ -37,7 +37,7 @@ type Registry struct {
 }
 
 var registryConfig = template.Must(template.New("registry").Parse(`version: 0.1
-log: {level: info, accesslog: {disabled: false}}
+log: {level: warn}
 storage: {filesystem: {rootdirectory: {{.Files}}}}
 http: {addr: "{{.Host}}"}
 {{if .Passwords}}auth: {htpasswd: {realm: node, path: {{.Passwords}}}}

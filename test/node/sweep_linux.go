@@ -60,6 +60,10 @@ func sweep(dir string) error {
 			}
 		}
 	}
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io")
+	for _, parent := range append(parents, "/sys/fs/cgroup/k8s.io") {
+		_ = os.Remove(parent) // fails where it is not empty
+	}
 	// Their links have names of the kubelet's choice, in a directory of its choice.
 	links, _ := filepath.Glob("/var/log/containers/*")
 	for _, link := range links {
