@@ -34,8 +34,13 @@ type claims struct {
 	jwt.Claims
 
 	Kubernetes struct {
-		Node, Pod struct{ Name string }
+		Node named `json:"node"`
+		Pod  named `json:"pod"`
 	} `json:"kubernetes.io"`
+}
+
+type named struct {
+	Name string `json:"name"`
 }
 
 // TokenRegistry starts a registry for tokens with this audience. Subjects may pull what is below the first part of a path that allowed names: {"team-a": {"system:serviceaccount:a:puller"}}.
