@@ -17,6 +17,8 @@ PKGS     ?= ./...
 FUZZTIME ?= 30s
 SOAK     ?= 10m
 BENCH    ?= .
+# What make node-test runs: nothing (all), standalone (without an API server), or a pattern of names of tests.
+SCENARIOS ?=
 export MODULES PKGS FUZZTIME BENCH
 
 OUT      ?= bin
@@ -32,7 +34,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo demo-vault dashboard test race soak lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +61,9 @@ test: build ## Run every test, of this module, those below test/ and the example
 
 vault-server: ## Build the real Vault server that tests run (10 to 20 minutes the first time on a machine; make test does it too)
 	@go run ./test/vaultserver/build
+
+node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 15 minutes the first time, then 2; SCENARIOS=standalone needs no API server)
+	@tools/node-test.sh '$(SCENARIOS)'
 
 race: build ## Run the tests under the race detector, save those of programs that it does not see into (MODULES=, PKGS=)
 	@tools/test.sh -race

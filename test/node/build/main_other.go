@@ -1,0 +1,14 @@
+//go:build !linux
+
+// Program build builds programs of Kubernetes for a node, on Linux only.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	fmt.Fprintln(os.Stderr, "a node needs Linux")
+	os.Exit(1)
+}

@@ -1,0 +1,91 @@
+package node
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestAProgramIsBuiltOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubernetes-1", "kubelet")
+	var said bytes.Buffer // nobody writes to it but who has the lock
+	var builds atomic.Int32
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			got, err := built(file, &said, func(to string) error {
+				if builds.Add(1); said.Len() == 0 {
+					t.Error("it began without a word")
+				}
+				return os.WriteFile(to, []byte("kubelet"), 0o700) //nolint:gosec // a program
+			})
+			if err != nil || got != file {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+	wait.Wait()
+	if got := builds.Load(); got != 1 {
+		t.Errorf("it was built %d times", got)
+	}
+}
+
+func TestABuildThatFailsLeavesNoProgram(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kubernetes-1", "kubelet")
+	broken := errors.New("broken")
+	if _, err := built(file, &bytes.Buffer{}, func(to string) error {
+		return errors.Join(os.WriteFile(to, []byte("half a kub"), 0o700), broken) //nolint:gosec // a program
+	}); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there is a program: %v", err)
+	}
+}
+
+// What a rig whose test was killed leaves behind is removed by the next; one that is at work is left alone.
+func TestWhatAKilledRigLeavesIsRemovedAndARigAtWorkIsNot(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	dead, alive := filepath.Join(os.TempDir(), prefix+"1"), filepath.Join(os.TempDir(), prefix+"2")
+	for _, dir := range []string{dead, alive} {
+		if err := os.MkdirAll(filepath.Join(dir, "mounted"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held, err := lock(filepath.Join(alive, "lock"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close() //nolint:errcheck // it only has to be held
+	if os.Geteuid() == 0 {
+		if err := unix.Mount("tmpfs", filepath.Join(dead, "mounted"), "tmpfs", 0, ""); err != nil {
+			t.Logf("NOT RUN: with something mounted: %v", err)
+		}
+	}
+	// A process that looks like a container's: its command line is a shim's.
+	shim := &exec.Cmd{Path: "/bin/sh", Args: []string{"containerd-shim-runc-v2", "-c", "sleep 300; :", "-address", dead + "/containerd.sock"}}
+	if err := shim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- shim.Wait() }()
+	if err := sweepOthers(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("the shim has ended by itself")
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the killed rig's directory is there: %v", err)
+	}
+	if _, err := os.Stat(alive); err != nil {
+		t.Errorf("the directory of the rig at work: %v", err)
+	}
+}

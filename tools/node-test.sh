@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the product on nodes made of the real parts (test/node): all scenarios, or with "standalone" those that need no API server, or those whose tests' names match a pattern. Needs root. What cannot
+# run here is named by "NOT RUN: why".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case ${1:-} in
+  '') programs=(kubelet kube-apiserver) pattern=. ;;
+  standalone) programs=(kubelet) pattern=^TestStandalone ;;
+  *) programs=(kubelet kube-apiserver) pattern=$1 ;;
+esac
+if [ "$(uname -s)" != Linux ]; then
+  echo "NOT RUN: a node needs Linux" >&2
+  exit 1
+elif [ "$(id -u)" -ne 0 ]; then
+  echo "NOT RUN: a node needs root: run make node-test as root" >&2
+  exit 1
+fi
+echo "a node of real parts: two minutes, and up to 15 more the first time, when ${programs[*]} are compiled"
+tools/node-packages.sh
+cd test/node
+go run ./build "${programs[@]}"
+NODE_TEST=1 go test -count=1 -timeout 30m -v -run "$pattern" . | grep -v '^=== '
