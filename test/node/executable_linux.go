@@ -54,7 +54,7 @@ func built(file string, say io.Writer, build func(to string) error) (string, err
 	if err != nil {
 		return "", fmt.Errorf("waiting for whoever builds %s: %w", name, err)
 	}
-	defer lock.Close()                       //nolint:errcheck // it only had to be held
+	defer lock.Close()
 	if _, err := os.Stat(file); err == nil { // another process has built it in the meantime
 		return file, nil
 	}
@@ -86,7 +86,7 @@ func sourceDir() string {
 func digest(module string) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
-		content, err := os.ReadFile(filepath.Join(module, name)) //nolint:gosec // this package's own directory
+		content, err := os.ReadFile(filepath.Join(module, name))
 		if err != nil {
 			return "", fmt.Errorf("reading which Kubernetes is wanted: %w", err)
 		}
@@ -106,7 +106,7 @@ func compile(name, to string) error {
 
 // goBuild builds one program, for this machine and without cgo whatever is being tested.
 func goBuild(dir, pkg, to string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, pkg) //nolint:noctx // ended with the process group, as a test's time limit does
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, pkg)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOWORK=off", "GOFLAGS=-mod=readonly")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return errors.Join(fmt.Errorf("building %s in %s: %w", pkg, dir, err), errors.New(string(output)))
@@ -116,7 +116,7 @@ func goBuild(dir, pkg, to string) error {
 
 // lock takes a lock, and waits for it if asked to. It ends with this process, should that be killed; the file stays.
 func lock(path string, wait bool) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // a path of ours
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func TestAProgramIsBuiltOnce(t *testing.T) {
 				if builds.Add(1); said.Len() == 0 {
 					t.Error("it began without a word")
 				}
-				return os.WriteFile(to, []byte("kubelet"), 0o700) //nolint:gosec // a program
+				return os.WriteFile(to, []byte("kubelet"), 0o700)
 			})
 			if err != nil || got != file {
 				t.Errorf("%q, %v", got, err)
@@ -41,7 +41,7 @@ func TestABuildThatFailsLeavesNoProgram(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubernetes-1", "kubelet")
 	broken := errors.New("broken")
 	if _, err := built(file, &bytes.Buffer{}, func(to string) error {
-		return errors.Join(os.WriteFile(to, []byte("half a kub"), 0o700), broken) //nolint:gosec // a program
+		return errors.Join(os.WriteFile(to, []byte("half a kub"), 0o700), broken)
 	}); !errors.Is(err, broken) {
 		t.Error(err)
 	}
@@ -63,7 +63,7 @@ func TestWhatAKilledRigLeavesIsRemovedAndARigAtWorkIsNot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer held.Close() //nolint:errcheck // it only has to be held
+	defer held.Close()
 	if os.Geteuid() == 0 {
 		if err := unix.Mount("tmpfs", filepath.Join(dead, "mounted"), "tmpfs", 0, ""); err != nil {
 			t.Logf("NOT RUN: with something mounted: %v", err)

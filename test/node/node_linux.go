@@ -63,7 +63,7 @@ func New(t testing.TB) *Node {
 	if err := sweepOthers(); err != nil {
 		t.Fatalf("removing what killed tests have left: %v", err)
 	}
-	dir, err := os.MkdirTemp("", prefix) //nolint:usetesting // it has mounts in it, which have to go first; and the path of a socket must be short
+	dir, err := os.MkdirTemp("", prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,13 +119,13 @@ func (n *Node) env() []string {
 // prepare finds the programs and puts the product in its place.
 func (n *Node) prepare() error {
 	for _, dir := range []string{"logs", "tmp", "manifests", "pod-logs", "cni/bin", "cni/net", "opt", "etc/credential-broker", "etc/kubernetes"} {
-		if err := os.MkdirAll(n.path(dir), 0o755); err != nil { //nolint:gosec // as on a node
+		if err := os.MkdirAll(n.path(dir), 0o755); err != nil {
 			return err
 		}
 	}
 	root := filepath.Join(sourceDir(), "../..")
 	var stderr bytes.Buffer
-	command := exec.Command(filepath.Join(root, "tools/node-packages.sh")) //nolint:noctx // bounded by the test's time limit
+	command := exec.Command(filepath.Join(root, "tools/node-packages.sh"))
 	command.Stderr = &stderr
 	packages, err := command.Output()
 	if err != nil {
@@ -162,16 +162,16 @@ func (n *Node) prepare() error {
 
 // install puts a copy of a program into a directory, under its own name, whole or not at all.
 func install(file, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // as packages do
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	from, err := os.Open(file) //nolint:gosec // what make build made
+	from, err := os.Open(file)
 	if err != nil {
 		return err
 	}
-	defer from.Close() //nolint:errcheck // only read
+	defer from.Close()
 	unfinished := filepath.Join(dir, "."+filepath.Base(file))
-	to, err := os.OpenFile(unfinished, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755) //nolint:gosec // a program
+	to, err := os.OpenFile(unfinished, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
 	if err != nil {
 		return err
 	}
@@ -199,11 +199,11 @@ func (n *Node) Install(t testing.TB, source, dir, name string) string {
 }
 
 func freePort(address string) (int, error) {
-	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0")) //nolint:noctx // loopback
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		return 0, err
 	}
-	defer listener.Close() //nolint:errcheck // it only had to be free
+	defer listener.Close()
 	return listener.Addr().(*net.TCPAddr).Port, nil
 }
 
@@ -211,7 +211,7 @@ func freePort(address string) (int, error) {
 func (n *Node) Write(t testing.TB, name, content string) string {
 	t.Helper()
 	path := n.path(name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as on a node
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
@@ -245,7 +245,7 @@ func (n *Node) Broker(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	command := exec.CommandContext(ctx, filepath.Join(n.Libexec, "credential-broker"), append([]string{"--config", n.Config}, args...)...) //nolint:gosec // the product
+	command := exec.CommandContext(ctx, filepath.Join(n.Libexec, "credential-broker"), append([]string{"--config", n.Config}, args...)...)
 	var stderr bytes.Buffer
 	command.Env, command.Stderr = n.env(), &stderr
 	output, err := command.Output()
@@ -260,7 +260,7 @@ func (n *Node) Enter(t testing.TB, flags ...string) (printed string) {
 	t.Helper()
 	printed = n.Broker(t, append([]string{"kubelet-config"}, flags...)...)
 	n.Write(t, "etc/kubernetes/credential-providers.yaml", printed)
-	if err := os.MkdirAll(n.BinDir, 0o755); err != nil { //nolint:gosec // as on a node
+	if err := os.MkdirAll(n.BinDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	n.Broker(t, "kubelet-config", "--link", "--bin-dir", n.BinDir)
@@ -291,13 +291,13 @@ func (n *Node) startContainerd(t testing.TB) {
 	t.Helper()
 	n.Write(t, "containerd.toml", fill(t, containerdConfig, map[string]any{"Dir": n.Dir, "Sandbox": n.sandbox}))
 	var err error
-	n.containerd, err = n.startProcess("containerd", exec.Command(filepath.Join(n.packages, "usr/bin/containerd"), "--config", n.path("containerd.toml"))) //nolint:gosec,noctx // Debian's; ended below
+	n.containerd, err = n.startProcess("containerd", exec.Command(filepath.Join(n.packages, "usr/bin/containerd"), "--config", n.path("containerd.toml"))) //nolint:noctx // Debian's; ended below
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.containerd.end(grace) })
 	await(t, "containerd", n.containerd, func() (bool, string) {
-		connection, err := net.Dial("unix", n.path("containerd.sock")) //nolint:noctx // a socket on this machine
+		connection, err := net.Dial("unix", n.path("containerd.sock"))
 		if err != nil {
 			return false, err.Error()
 		}
@@ -342,7 +342,7 @@ func (n *Node) StartKubelet(t testing.TB) {
 	if n.cluster != nil {
 		args = append(args, "--kubeconfig", n.cluster.kubeconfig)
 	}
-	p, err := n.startProcess("kubelet", exec.Command(n.kubelet, args...)) //nolint:gosec,noctx // ended below
+	p, err := n.startProcess("kubelet", exec.Command(n.kubelet, args...)) //nolint:noctx // ended below
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func (n *Node) read(ctx context.Context, path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer response.Body.Close() //nolint:errcheck // read to its end
+	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s", path, response.Status)
@@ -492,7 +492,7 @@ func describe(pod *corev1.Pod) string {
 func (n *Node) logTails(t testing.TB) {
 	logs, _ := filepath.Glob(n.path("logs/*.log"))
 	for _, log := range logs {
-		if content, err := os.ReadFile(log); err == nil { //nolint:gosec // ours
+		if content, err := os.ReadFile(log); err == nil {
 			t.Logf("the end of %s:\n%s", filepath.Base(log), tail(string(content)))
 		}
 	}

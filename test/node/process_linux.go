@@ -33,7 +33,7 @@ func (n *Node) startProcess(name string, cmd *exec.Cmd) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer output.Close() //nolint:errcheck // the process has a copy
+	defer output.Close()
 	if cmd.Env == nil {
 		cmd.Env = n.env()
 	}

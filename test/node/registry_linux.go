@@ -76,13 +76,13 @@ func (r *Registry) start(t testing.TB, passwords map[string]string) {
 		values["Passwords"] = r.node.Write(t, program+".htpasswd", lines.String())
 	}
 	config := r.node.Write(t, program+".yaml", fill(t, registryConfig, values))
-	p, err := r.node.startProcess(program, exec.Command(filepath.Join(r.node.packages, "usr/bin/docker-registry"), "serve", config)) //nolint:gosec,noctx // Debian's; ended below
+	p, err := r.node.startProcess(program, exec.Command(filepath.Join(r.node.packages, "usr/bin/docker-registry"), "serve", config)) //nolint:noctx // Debian's; ended below
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.kill)
 	await(t, "the registry "+r.behind, p, func() (bool, string) {
-		connection, err := net.Dial("tcp", r.behind) //nolint:noctx // loopback
+		connection, err := net.Dial("tcp", r.behind)
 		if err != nil {
 			return false, err.Error()
 		}
@@ -149,7 +149,7 @@ func (r *Registry) image() (v1.Image, error) {
 			return nil, err
 		}
 	}
-	binary, err := os.ReadFile(program) //nolint:gosec // ours
+	binary, err := os.ReadFile(program)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func sweep(dir string) error {
 	bundles, _ := filepath.Glob(filepath.Join(dir, "containerd/state/io.containerd.runtime.v2.task/k8s.io/*"))
 	for _, bundle := range bundles {
 		// A shim's socket lies where containerd 1.6 puts it whatever its configuration says.
-		if address, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil { //nolint:gosec // ours
+		if address, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil {
 			_ = os.Remove(strings.TrimPrefix(string(address), "unix://"))
 		}
 		for _, pattern := range []string{"/sys/fs/cgroup/k8s.io/", "/sys/fs/cgroup/*/k8s.io/"} {
@@ -111,7 +111,7 @@ func processes() map[int]int {
 	all := map[int]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
-		stat, err := os.ReadFile(file) //nolint:gosec // of /proc
+		stat, err := os.ReadFile(file)
 		if err != nil {
 			continue // it has ended
 		}
@@ -144,7 +144,7 @@ func mountsBelow(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	var mounts []string
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {

@@ -58,7 +58,7 @@ func (c *Cluster) TokenRegistry(t testing.TB, audience string, allowed map[strin
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := server.ListenAndServe(); err != http.ErrServerClosed { //nolint:errorlint // as it is documented
+		if err := server.ListenAndServe(); err != http.ErrServerClosed {
 			t.Error(err)
 		}
 	}()

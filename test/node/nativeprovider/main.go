@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/kubelet/pkg/apis/credentialprovider/v1"
+	v1 "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
 )
 
 func main() {
@@ -24,11 +24,11 @@ func run(registry, user, journal string) error {
 	if err := json.NewDecoder(os.Stdin).Decode(&request); err != nil {
 		return fmt.Errorf("reading the request: %w", err)
 	}
-	notes, err := os.OpenFile(journal, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600) //nolint:gosec // the test names it
+	notes, err := os.OpenFile(journal, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	defer notes.Close() //nolint:errcheck // what counts has been written
+	defer notes.Close()
 	if _, err := fmt.Fprintln(notes, filepath.Base(os.Args[0]), request.Image); err != nil {
 		return err
 	}
