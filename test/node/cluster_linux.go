@@ -50,7 +50,7 @@ func (n *Node) Cluster(t testing.TB) *Cluster {
 	admin, nodes, key := rand.Text(), rand.Text(), n.writeKey(t)
 	tokens := n.Write(t, "etc/kubernetes/tokens.csv", fmt.Sprintf("%s,admin,admin,system:masters\n%s,system:node:%s,%s,system:nodes\n", admin, nodes, Name, Name))
 	certificates := n.path("etc/kubernetes/pki")
-	c.Server, err = n.startProcess("kube-apiserver", exec.Command(apiServer, //nolint:noctx // ended below
+	c.Server, err = n.startProcess("kube-apiserver", exec.Command(apiServer,
 		"--etcd-servers", etcd, "--bind-address", "127.0.0.1", "--secure-port", fmt.Sprint(port), "--cert-dir", certificates,
 		"--advertise-address", "192.0.2.1", "--endpoint-reconciler-type", "none", "--service-cluster-ip-range", "192.0.2.0/24", // nobody is told, nobody comes; of the range for documents
 		"--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction", "--token-auth-file", tokens,
@@ -91,7 +91,7 @@ func (n *Node) startEtcd(t testing.TB) (url string) {
 		}
 		urls[i] = fmt.Sprintf("http://127.0.0.1:%d", port)
 	}
-	p, err := n.startProcess("etcd", exec.Command(filepath.Join(n.packages, "usr/bin/etcd"), //nolint:noctx // Debian's; ended below
+	p, err := n.startProcess("etcd", exec.Command(filepath.Join(n.packages, "usr/bin/etcd"),
 		"--data-dir", n.path("etcd"), "--listen-client-urls", urls[0], "--advertise-client-urls", urls[0], "--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1],
 		"--initial-cluster", "default="+urls[1], "--unsafe-no-fsync"))
 	if err != nil {

@@ -291,7 +291,7 @@ func (n *Node) startContainerd(t testing.TB) {
 	t.Helper()
 	n.Write(t, "containerd.toml", fill(t, containerdConfig, map[string]any{"Dir": n.Dir, "Sandbox": n.sandbox}))
 	var err error
-	n.containerd, err = n.startProcess("containerd", exec.Command(filepath.Join(n.packages, "usr/bin/containerd"), "--config", n.path("containerd.toml"))) //nolint:noctx // Debian's; ended below
+	n.containerd, err = n.startProcess("containerd", exec.Command(filepath.Join(n.packages, "usr/bin/containerd"), "--config", n.path("containerd.toml")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func (n *Node) StartKubelet(t testing.TB) {
 	if n.cluster != nil {
 		args = append(args, "--kubeconfig", n.cluster.kubeconfig)
 	}
-	p, err := n.startProcess("kubelet", exec.Command(n.kubelet, args...)) //nolint:noctx // ended below
+	p, err := n.startProcess("kubelet", exec.Command(n.kubelet, args...))
 	if err != nil {
 		t.Fatal(err)
 	}

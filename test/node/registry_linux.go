@@ -76,7 +76,7 @@ func (r *Registry) start(t testing.TB, passwords map[string]string) {
 		values["Passwords"] = r.node.Write(t, program+".htpasswd", lines.String())
 	}
 	config := r.node.Write(t, program+".yaml", fill(t, registryConfig, values))
-	p, err := r.node.startProcess(program, exec.Command(filepath.Join(r.node.packages, "usr/bin/docker-registry"), "serve", config)) //nolint:noctx // Debian's; ended below
+	p, err := r.node.startProcess(program, exec.Command(filepath.Join(r.node.packages, "usr/bin/docker-registry"), "serve", config))
 	if err != nil {
 		t.Fatal(err)
 	}
