@@ -27,7 +27,9 @@ const (
 )
 
 // Protocol is that of a release. Its messages are made from the text of its backend.proto, so that those of several releases can be in one program.
-type Protocol struct{ service protoreflect.ServiceDescriptor }
+type Protocol struct {
+	service protoreflect.ServiceDescriptor
+}
 
 // additions are what a later release of the same protocol version may have besides, each behind the line that it follows.
 var additions = map[string]string{
