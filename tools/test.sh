@@ -75,6 +75,7 @@ for module in $MODULES; do
     echo "── $module"
   fi
   if [ "$module" = test/steady ]; then tools/valgrind.sh; fi
+  if [ "$module" = . ]; then tools/python.sh; fi
 
   events=$work/events.json
   : >"$events"
