@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/credential-broker/credential-broker/broker/config"
 	"github.com/credential-broker/credential-broker/broker/image"
@@ -350,19 +351,22 @@ func (e *examination) check(ctx context.Context) {
 		return
 	}
 	e.tellWhoseEnviron()
-	done := make([]func(), len(e.cfg.Providers))
-	turn := make(chan int, len(e.cfg.Providers))
+	say := make([]func(), len(e.cfg.Providers))
+	var waiting sync.WaitGroup
+	turn := make(chan struct{}, 8) // more processes at once would only wait for each other
 	for i, p := range e.cfg.Providers {
-		go func() {
-			done[i] = e.checkOne(ctx, p)
-			turn <- i
-		}()
+		waiting.Go(func() {
+			turn <- struct{}{}
+			defer func() { <-turn }()
+			say[i] = e.checkOne(ctx, p)
+		})
 	}
-	for range e.cfg.Providers {
-		<-turn
+	waiting.Wait()
+	for _, what := range say {
+		what()
 	}
-	for _, say := range done {
-		say()
+	if e.Image != "" && !slices.ContainsFunc(e.cfg.Providers, e.isFor) {
+		e.note(whatCheck, "credential-broker explain "+e.configFlag()+quote(e.Image), "no provider is for %s: the kubelet pulls it without credentials from here", e.Image)
 	}
 }
 
@@ -380,7 +384,7 @@ func (e *examination) checkOne(ctx context.Context, p *config.Provider) func() {
 	}
 	name := e.Image
 	switch {
-	case name != "" && !slices.ContainsFunc(patterns(p), func(pattern string) bool { return image.Match(pattern, name) }):
+	case name != "" && !e.isFor(p):
 		return func() {}
 	case name == "":
 		name = exampleOf(p)
@@ -411,12 +415,13 @@ func (e *examination) checkOne(ctx context.Context, p *config.Provider) func() {
 	}
 }
 
-func patterns(p *config.Provider) []string {
-	all := slices.Clone(p.MatchImages)
+// isFor says whether the provider is for the image that the operator named.
+func (e *examination) isFor(p *config.Provider) bool {
+	patterns := slices.Clone(p.MatchImages)
 	for _, m := range p.Mirrors {
-		all = append(all, m.Source)
+		patterns = append(patterns, m.Source)
 	}
-	return all
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return image.Match(pattern, e.Image) })
 }
 
 // exampleOf is an image that the provider is for; empty where all of its patterns have wildcards.

@@ -46,7 +46,7 @@ func (e *examination) findConfiguration() {
 
 // isOurs says whether an entry runs the broker: by what its name leads to or, where it leads nowhere, by its name.
 func (e *examination) isOurs(p kubelet.CredentialProvider) bool {
-	if real, err := e.Node.real(filepath.Join(e.flags.binDir, p.Name)); err == nil && strings.TrimSuffix(filepath.Base(real), ".exe") == "credential-broker" {
+	if file, err := e.Node.follow(filepath.Join(e.flags.binDir, p.Name)); err == nil && strings.TrimSuffix(filepath.Base(file), ".exe") == "credential-broker" {
 		return true
 	}
 	return p.Name == kubelet.EntryName("") || strings.HasPrefix(p.Name, kubelet.EntryName("")+"-")
@@ -106,7 +106,7 @@ func (e *examination) readConfiguration(backendDir string) {
 		e.wrong(whatConfig, remedy, "%s", p.Error())
 	}
 	sound := len(problems) == 0
-	for _, source := range append(outside, cfg.Sources...) {
+	for _, source := range slices.Concat(outside, cfg.Sources) {
 		if err := (Node{}).trusted(source); err != nil {
 			sound = false
 			e.failure(whatConfig, "", err)
@@ -158,7 +158,7 @@ func (e *examination) lookAtPrograms() {
 }
 
 func (e *examination) lookAtProgram(path, link string) {
-	real, err := e.Node.real(path)
+	file, err := e.Node.follow(path)
 	if err != nil {
 		if !e.unseen(whatProgram, path, err) {
 			e.wrong(whatProgram, link, "%s is not there or leads nowhere, so that the kubelet does not start", path)
@@ -170,17 +170,17 @@ func (e *examination) lookAtProgram(path, link string) {
 		return
 	}
 	if e.backendDir == "" {
-		e.backendDir = filepath.Join(filepath.Dir(real), "backends")
+		e.backendDir = filepath.Join(filepath.Dir(file), "backends")
 	}
 	leads := path
-	if real != path {
-		leads += " -> " + real
+	if file != path {
+		leads += " -> " + file
 	}
 	if e.Mounted {
 		e.ok(whatProgram, "%s", leads)
 		return
 	}
-	switch same, err := sameProgram(e.Node.outside(real), e.Self); {
+	switch same, err := sameProgram(e.Node.outside(file), e.Self); {
 	case err != nil:
 		e.unknown(whatProgram, "", "%s: %v", leads, err)
 	case same == asFile:
@@ -251,7 +251,7 @@ func (e *examination) compareEntries() {
 		return
 	}
 	options := kubelet.EntryOptions{Single: e.isSingle()}
-	if path := strings.TrimSpace(strings.TrimPrefix(e.configFlag(), "--config ")); path != "" {
+	if e.configFlag() != "" {
 		options.ConfigPath = e.cfgPaths[0]
 	}
 	wanted, _, err := kubelet.Entries(e.cfg, options)
@@ -306,7 +306,7 @@ func (e *examination) printed(name string) string {
 	if name == "" {
 		name = "the entry"
 	}
-	return fmt.Sprintf("put %s, as `%s` prints it, into %s; then %s", name, strings.TrimSpace(again+e.configFlag()), e.all.Sources[0], e.restart())
+	return "put " + name + ", as `" + strings.TrimSpace(again+e.configFlag()) + "` prints it, into " + e.all.Sources[0] + "; then " + e.restart()
 }
 
 // compareEntry says what differs from the entry that would be printed, and matters.
@@ -324,6 +324,9 @@ func (e *examination) compareEntry(is kubelet.CredentialProvider, want kubelet.E
 	}
 	if path, _ := configurationOf(is); !e.samePlace(path, want) {
 		say("it uses the configuration %s, not %s", orDefault(path), strings.Join(e.cfgPaths, ", "))
+	}
+	if _, dir := configurationOf(is); e.BackendDir != "" && dir != e.BackendDir {
+		say("it takes backends from %s, not %s", orDefault(dir), e.BackendDir)
 	}
 	if wantAudience, given := argument(want.Args, "audience"); given {
 		if audience, has := argument(is.Args, "audience"); !has || audience != wantAudience {
@@ -363,8 +366,8 @@ func (e *examination) samePlace(path string, want kubelet.Entry) bool {
 	if path == "" || !given {
 		return path == "" && !given || path != "" && slices.Contains(e.cfgPaths, path)
 	}
-	a, err := e.Node.real(path)
-	b, err2 := e.Node.real(wanted)
+	a, err := e.Node.follow(path)
+	b, err2 := e.Node.follow(wanted)
 	return path == wanted || err == nil && err2 == nil && a == b
 }
 

@@ -192,7 +192,12 @@ func (e *examination) askVersion(ctx context.Context) string {
 		return ""
 	}
 	path := cmp.Or(e.kubelet.Exe, e.kubelet.Args[0])
-	if embeddedWords, is := embedded[filepath.Base(path)]; is && embeddedWords != nil && filepath.Base(path) != "k3s" || !filepath.IsAbs(path) || e.kubelet.Elsewhere {
+	if strings.HasSuffix(path, deleted) {
+		e.note(whatRestart, e.restart(), "the kubelet's program was replaced since it was started")
+		e.unknown(whatVersion, remedy, "the program that runs is no longer there to be asked")
+		return ""
+	}
+	if name := filepath.Base(path); name != "kubelet" && name != "k3s" || !filepath.IsAbs(path) || e.kubelet.Elsewhere {
 		e.unknown(whatVersion, remedy, "%s cannot be asked for its version from here", path)
 		return ""
 	}
@@ -212,10 +217,13 @@ func (e *examination) askVersion(ctx context.Context) string {
 	return version
 }
 
+// deleted is what the kernel writes behind the path of a program that is no longer there (proc_pid_exe(5)).
+const deleted = " (deleted)"
+
 // olderThan says whether the kubelet is known to be older than this minor version of Kubernetes 1.
 func (e *examination) olderThan(minor int) bool {
 	m := versionPattern.FindStringSubmatch(e.version)
-	if m == nil || m[1] != "1" {
+	if len(m) == 0 || m[1] != "1" {
 		return false
 	}
 	is, err := strconv.Atoi(m[2])

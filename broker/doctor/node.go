@@ -27,11 +27,11 @@ func (n Node) outside(path string) string {
 	if n.Root == "" {
 		return path
 	}
-	real, err := n.real(path)
+	file, err := n.follow(path)
 	if err != nil {
-		real = filepath.Clean("/" + path)
+		file = filepath.Clean("/" + path)
 	}
-	return filepath.Join(n.Root, real)
+	return filepath.Join(n.Root, file)
 }
 
 // inside words a text in paths of the node's.
@@ -43,8 +43,8 @@ func (n Node) inside(text string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(text, root+"/", "/"), root, "/")
 }
 
-// real is the node's path without symbolic links.
-func (n Node) real(path string) (string, error) {
+// follow gives the node's path without symbolic links.
+func (n Node) follow(path string) (string, error) {
 	if n.Root == "" {
 		return filepath.EvalSymlinks(path)
 	}

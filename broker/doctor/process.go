@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -114,9 +115,8 @@ func (n Node) started(dir string) time.Time {
 	if err != nil {
 		return time.Time{}
 	}
-	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ") // the name before it may hold anything
-	fields := strings.Fields(rest)
-	const starttime = 22 - 3 // counted from the state, the third
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the name before it may hold anything
+	const starttime = 22 - 3                                                  // counted from the state, the third
 	if len(fields) <= starttime {
 		return time.Time{}
 	}

@@ -12,7 +12,7 @@ func (n Node) room(path string) (bytes, files uint64, readOnly bool, err error) 
 	if st.Files == 0 {
 		files = 1 // a file system that does not count them
 	}
-	return st.Bavail * uint64(st.Bsize), files, st.Flags&unix.ST_RDONLY != 0, nil //nolint:gosec // a block's size is never negative
+	return st.Bavail * uint64(st.Bsize), files, st.Flags&unix.ST_RDONLY != 0, nil
 }
 
 // writable says whether this process may write there.
