@@ -280,8 +280,8 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 		},
 		{"a kubelet configuration that it does not take", entry("0s", "soon"), "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml:7: providers[0].defaultCacheDuration: must be a duration", "correct it", whatEntry},
 		{
-			"a kubelet configuration that everybody can write", func(n *node) { n.chmod("/etc/kubernetes/providers.yaml", 0o666) },
-			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod go-w /etc/kubernetes/providers.yaml", "",
+			"a kubelet configuration that everybody can write", func(n *node) { n.chmod("/etc/kubernetes/providers.yaml", 0o646) },
+			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod o-w /etc/kubernetes/providers.yaml", "",
 		},
 		{"a directory for a kubelet before 1.37", func(n *node) {
 			n.remove("/etc/kubernetes/providers.yaml")
@@ -289,7 +289,7 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.program.version = "Kubernetes v1.36.0"
 		}, "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is a directory", "name a file", ""},
 		{"a bin directory that is not there", func(n *node) { n.remove("/opt/providers") }, "WRONG kubelet's bin directory: /opt/providers is not there", "mkdir -p /opt/providers && credential-broker kubelet-config --link --bin-dir /opt/providers", whatProgram},
-		{"a bin directory that its group can write", func(n *node) { n.chmod("/opt/providers", 0o775) }, "WRONG kubelet's bin directory: /opt/providers is not safe", "chmod g-w /opt/providers", whatProgram},
+		{"a bin directory that everybody can write", func(n *node) { n.chmod("/opt/providers", 0o757) }, "WRONG kubelet's bin directory: /opt/providers is not safe", "chmod o-w /opt/providers", whatProgram},
 		{"no configuration", func(n *node) { n.remove("/etc/credential-broker") }, "WRONG configuration: neither /etc/credential-broker/config.yaml nor", "create /etc/credential-broker/config.yaml", whatBackend},
 		{"a configuration with a mistake", func(n *node) { n.configure("  timeout: ten\n") }, "WRONG configuration: /etc/credential-broker/config.yaml:7:", "", whatEntry},
 		{"a configuration that others can write", func(n *node) { n.chmod("/etc/credential-broker/config.yaml", 0o646) }, "WRONG configuration: /etc/credential-broker/config.yaml is not safe", "chmod o-w /etc/credential-broker/config.yaml", whatBackend},
@@ -358,8 +358,8 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			`WRONG backend of files: backend "dockerconfig": no file /usr/libexec/credential-broker/backends/credential-backend-dockerconfig`, "install it there", whatCheck + " of files",
 		},
 		{
-			"a backend that others can write", func(n *node) { n.chmod("/usr/libexec/credential-broker/backends", 0o777) },
-			"WRONG backend of files: /usr/libexec/credential-broker/backends/credential-backend-dockerconfig is not safe to use", "chmod go-w /usr/libexec/credential-broker/backends", whatCheck + " of files",
+			"a backend that others can write", func(n *node) { n.chmod("/usr/libexec/credential-broker/backends", 0o757) },
+			"WRONG backend of files: /usr/libexec/credential-broker/backends/credential-backend-dockerconfig is not safe to use", "chmod o-w /usr/libexec/credential-broker/backends", whatCheck + " of files",
 		},
 		{
 			"a backend with another digest", func(n *node) { n.configure("  sha256: [\"" + strings.Repeat("0", 64) + "\"]\n") }, "WRONG backend of files: /usr/libexec/credential-broker/backends/credential-backend-dockerconfig is not safe to use: its SHA-256 digest",
