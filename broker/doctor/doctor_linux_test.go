@@ -271,7 +271,8 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 		{"a kubelet with one flag", func(n *node) { n.run(strings.Fields(kubeletFlags)[0]) }, "WRONG kubelet flags: --image-credential-provider-bin-dir is not given", "systemctl restart kubelet", whatBinDir},
 		{"flags that came after the kubelet's start", func(n *node) {
 			n.run("--v=2")
-			n.write("/etc/systemd/system/kubelet.service.d/10.conf", "# --image-credential-provider-config=/old\n[Service]\nExecStart=\nExecStart=/usr/bin/kubelet "+kubeletFlags+"\n")
+			n.write("/etc/systemd/system/kubelet.service.d/10.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet "+kubeletFlags+"\n")
+			n.write("/etc/systemd/system/kubelet.service.d/20.conf", "# --image-credential-provider-config=/old\n")
 		}, "WRONG kubelet flags: /etc/systemd/system/kubelet.service.d/10.conf gives", "systemctl daemon-reload && systemctl restart kubelet", ""},
 		{"a kubelet that is too old", func(n *node) { n.program.version = "Kubernetes v1.24.17" }, "WRONG kubelet version: v1.24.17 does not know", "upgrade", ""},
 		{
