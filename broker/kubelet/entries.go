@@ -327,18 +327,42 @@ func patternsOf(match []string) ([]image.Pattern, error) {
 // covers returns an error that names every pattern of the providers for which the kubelet would not call.
 func covers(match []image.Pattern, providers []*config.Provider) error {
 	var missing []string
-	for _, p := range providers {
-		for _, text := range imagesOf([]*config.Provider{p}) {
-			pattern, err := image.ParsePattern(text)
-			if err != nil || !slices.ContainsFunc(match, func(wide image.Pattern) bool { return covered(wide, pattern) }) {
-				missing = append(missing, fmt.Sprintf("provider %q: %q is covered by no pattern of --match: add it, or a wider one", p.Name, text))
-			}
-		}
+	for _, u := range uncovered(match, providers) {
+		missing = append(missing, fmt.Sprintf("provider %q: %q is covered by no pattern of --match: add it, or a wider one", u.Provider, u.Pattern))
 	}
 	if len(missing) > 0 {
 		return errors.New(strings.Join(missing, "\n"))
 	}
 	return nil
+}
+
+// UncoveredPattern is a provider's pattern for which the kubelet would not call.
+type UncoveredPattern struct {
+	Provider, Pattern string
+}
+
+// Uncovered gives the providers' patterns, the sources of mirrors among them, that no pattern of an entry's matchImages covers. One that does not parse covers nothing.
+func Uncovered(matchImages []string, providers []*config.Provider) []UncoveredPattern {
+	var match []image.Pattern
+	for _, text := range matchImages {
+		if pattern, err := image.ParsePattern(text); err == nil {
+			match = append(match, pattern)
+		}
+	}
+	return uncovered(match, providers)
+}
+
+func uncovered(match []image.Pattern, providers []*config.Provider) []UncoveredPattern {
+	var missing []UncoveredPattern
+	for _, p := range providers {
+		for _, text := range imagesOf([]*config.Provider{p}) {
+			pattern, err := image.ParsePattern(text)
+			if err != nil || !slices.ContainsFunc(match, func(wide image.Pattern) bool { return covered(wide, pattern) }) {
+				missing = append(missing, UncoveredPattern{p.Name, text})
+			}
+		}
+	}
+	return missing
 }
 
 // covered says whether wide matches every image that narrow matches.

@@ -114,13 +114,19 @@ func (o *options) ask(cmd *cobra.Command, operation fast.Operation, body []byte,
 		return nil, fmt.Errorf("no agent: %s: start it (systemctl start credential-broker, or credential-broker agent), or name its socket with --agent", reason)
 	case reason != "":
 		return nil, errors.New("the agent did not answer: " + reason)
-	case reply.Status != 0:
-		return nil, errors.New(strings.TrimSuffix(strings.TrimPrefix(string(reply.Stderr), "credential-broker: "), "\n"))
+	}
+	return reply.Stdout, decodeReply(reply, into)
+}
+
+// decodeReply takes what the agent says out of its reply.
+func decodeReply(reply fast.Reply, into any) error {
+	if reply.Status != 0 {
+		return errors.New(strings.TrimSuffix(strings.TrimPrefix(string(reply.Stderr), "credential-broker: "), "\n"))
 	}
 	if err := json.Unmarshal(reply.Stdout, into); err != nil {
-		return nil, fmt.Errorf("the agent answered what this version cannot read: %w", err)
+		return fmt.Errorf("the agent answered what this version cannot read: %w", err)
 	}
-	return reply.Stdout, nil
+	return nil
 }
 
 // findAgent is where the agent is, by the command line, the environment, or else the configuration.

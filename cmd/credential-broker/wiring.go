@@ -25,7 +25,7 @@ func newCaller(cfg *config.Config, log *slog.Logger, slots bool) *caller.Caller 
 // commands are all subcommands.
 func commands(opts *options) []*cobra.Command {
 	return []*cobra.Command{
-		validateCommand(opts), explainCommand(opts), getCommand(opts),
+		validateCommand(opts), explainCommand(opts), getCommand(opts), doctorCommand(opts),
 		agentCommand(opts), statusCommand(opts), forgetCommand(opts),
 		kubeletConfigCommand(opts), migrateCommand(),
 		backendsCommand(opts), conformanceCommand(opts), conformanceHostCommand(),

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -38,7 +39,30 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "kubelet"), "./kubelet")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the kubelet that does nothing: %v\n%s", err, output)
+		return 1
+	}
 	return m.Run()
+}
+
+// startKubelet is the command kubelet: it runs one that does nothing, with these flags, until the script ends or starts another, and puts its process into $KUBELET_PID.
+func startKubelet(ts *testscript.TestScript, neg bool, args []string) {
+	if neg {
+		ts.Fatalf("usage: kubelet [flag...]")
+	}
+	kubelet := exec.Command(filepath.Join(bin, "kubelet"), args...)
+	kubelet.Env = append(os.Environ(), "PASSED_ON=by the kubelet")
+	stdin, err := kubelet.StdinPipe() // its end is the kubelet's, even if this test is killed
+	ts.Check(err)
+	ts.Check(kubelet.Start())
+	ts.Defer(func() {
+		_ = stdin.Close()
+		_ = kubelet.Wait()
+	})
+	ts.Setenv("KUBELET_PID", strconv.Itoa(kubelet.Process.Pid))
 }
 
 // inPlace writes the directory's real name where a configuration says $WORK: paths in it have to be absolute.
@@ -89,7 +113,7 @@ func TestCommand(t *testing.T) {
 			env.Setenv("PATH", bin+string(filepath.ListSeparator)+env.Getenv("PATH"))
 			return inPlace(env.WorkDir)
 		},
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"waitstatus": waitStatus},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"waitstatus": waitStatus, "kubelet": startKubelet},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})

@@ -1,0 +1,504 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/credential-broker/credential-broker/broker/config"
+)
+
+const (
+	kubeletFlags = "--image-credential-provider-config=/etc/kubernetes/providers.yaml --image-credential-provider-bin-dir=/opt/providers"
+	kubeletPID   = 4711
+	agentPID     = 4712
+
+	configuration = `apiVersion: credential-broker.io/v1alpha1
+kind: BrokerConfig
+providers:
+- name: files
+  backend: dockerconfig
+  matchImages: [registry.example]
+`
+	entries = `apiVersion: kubelet.config.k8s.io/v1
+kind: CredentialProviderConfig
+providers:
+- name: credential-broker
+  apiVersion: credentialprovider.kubelet.k8s.io/v1
+  matchImages: [registry.example]
+  defaultCacheDuration: 0s
+`
+)
+
+// node is a healthy node, for tests to break.
+type node struct {
+	t       *testing.T
+	root    string
+	options Options
+	program *program
+}
+
+// program does what a healthy one does, unless told otherwise.
+type program struct {
+	version  string
+	agent    Agent
+	metrics  error
+	describe error
+	settings map[string][]error
+	checks   map[string]error
+	noCheck  bool
+	environ  []string // that the last check was given
+}
+
+func (p *program) KubeletVersion(context.Context, string) (string, error) { return p.version, nil }
+func (p *program) Agent(string) Agent                                     { return p.agent }
+func (p *program) Listens(context.Context, string) error                  { return p.metrics }
+func (p *program) Describe(context.Context, string) (string, error)       { return "1.2.3", p.describe }
+
+func (p *program) Find(dir, backend string) (string, error) {
+	path := filepath.Join(dir, "credential-backend-"+backend)
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("backend %q: no file %s: install it there", backend, path)
+	}
+	return path, nil
+}
+
+func (p *program) Settings(_ context.Context, _ *config.Config, provider *config.Provider, _ []string) []error {
+	return p.settings[provider.Name]
+}
+
+func (p *program) Check(_ context.Context, _ *config.Config, provider *config.Provider, _ string, environ []string) (bool, error) {
+	p.environ = environ
+	return !p.noCheck, p.checks[provider.Name]
+}
+
+func (p *program) Inherited(environ []string, _ *config.Provider) []string { return environ }
+
+func healthy(t *testing.T) *node {
+	t.Helper()
+	root, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, root: root, program: &program{version: "Kubernetes v1.37.2\n", settings: map[string][]error{}, checks: map[string]error{}}}
+	n.options = Options{
+		Node: Node{Root: root}, Program: n.program, Version: "1.2.3", Places: config.DefaultPlaces(), UID: 0,
+		Self: filepath.Join(root, "usr/libexec/credential-broker/credential-broker"),
+	}
+	n.write("/etc/credential-broker/config.yaml", configuration)
+	n.write("/etc/kubernetes/providers.yaml", entries)
+	n.write("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+	n.write("/run/systemd/journal/socket", "")
+	n.write("/run/credential-backends/x", "")
+	n.writeProgram("/usr/libexec/credential-broker/credential-broker", "broker")
+	n.writeProgram("/usr/libexec/credential-broker/backends/credential-backend-dockerconfig", "backend")
+	n.writeProgram("/usr/bin/kubelet", "kubelet")
+	n.link("/usr/libexec/credential-broker/credential-broker", "/opt/providers/credential-broker")
+	n.run(kubeletFlags)
+	return n
+}
+
+// run has a kubelet with these flags, started in an hour, when all files are older.
+func (n *node) run(flags string) {
+	n.startAt(time.Now().Add(time.Hour), "/usr/bin/kubelet "+flags)
+}
+
+func (n *node) startAt(at time.Time, words string) {
+	const boot = 1_000_000_000
+	n.write("/proc/stat", fmt.Sprintf("cpu 1 2 3\nbtime %d\n", boot))
+	dir := fmt.Sprintf("/proc/%d/", kubeletPID)
+	n.write(dir+"cmdline", strings.Join(strings.Fields(words), "\x00")+"\x00")
+	n.write(dir+"status", "Name:\tkubelet\nUid:\t0\t0\t0\t0\n")
+	n.write(dir+"stat", fmt.Sprintf("%d (kube let)) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 %d 20\n", kubeletPID, (at.Unix()-boot)*100))
+	n.write(dir+"cgroup", "0::/system.slice/kubelet.service\n")
+	n.write(dir+"environ", "PATH=/bin\x00AWS_REGION=eu-west-1\x00")
+	n.link("/usr/bin/kubelet", dir+"exe")
+	n.link("/", dir+"cwd")
+}
+
+func (n *node) write(path, content string) {
+	n.t.Helper()
+	path = filepath.Join(n.root, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) writeProgram(path, content string) {
+	n.write(path, content)
+	n.chmod(path, 0o755)
+}
+
+func (n *node) chmod(path string, mode os.FileMode) {
+	n.t.Helper()
+	if err := os.Chmod(filepath.Join(n.root, path), mode); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) link(target, path string) {
+	n.t.Helper()
+	path = filepath.Join(n.root, path)
+	_ = os.Remove(path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.Symlink(target, path); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) remove(path string) {
+	n.t.Helper()
+	if err := os.RemoveAll(filepath.Join(n.root, path)); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// add appends to the configuration.
+func (n *node) configure(text string) {
+	n.write("/etc/credential-broker/config.yaml", configuration+text)
+}
+
+// withAgent has one that answers.
+func (n *node) withAgent() {
+	n.configure("agent: {socket: /run/agent.sock}\n")
+	n.program.agent = Agent{Version: "1.2.3", PID: agentPID}
+	n.write("/etc/kubernetes/providers.yaml", entries+"  env: [{name: CREDENTIAL_BROKER_AGENT, value: /run/agent.sock}]\n")
+	n.write(fmt.Sprintf("/proc/%d/environ", agentPID), "PATH=/usr/bin\x00AWS_REGION=eu-west-1\x00CREDENTIAL_BROKER_AGENT=/run/agent.sock\x00")
+}
+
+// withTokens has a second provider, for tokens, and the entries for both.
+func (n *node) withTokens() {
+	n.configure(`- name: pods
+  backend: dockerconfig
+  matchImages: [pods.example]
+  tokenAttributes: {serviceAccountTokenAudience: sts.example, cacheType: Token, requireServiceAccount: true}
+`)
+	n.write("/etc/kubernetes/providers.yaml", entries+`  args: [--audience, ""]
+- name: credential-broker-sts.example
+  apiVersion: credentialprovider.kubelet.k8s.io/v1
+  matchImages: [pods.example]
+  defaultCacheDuration: 0s
+  args: [--audience, sts.example]
+  tokenAttributes: {serviceAccountTokenAudience: sts.example, cacheType: Token, requireServiceAccount: true}
+`)
+	n.link("/usr/libexec/credential-broker/credential-broker", "/opt/providers/credential-broker-sts.example")
+}
+
+// shown is a finding on one line.
+func shown(f Finding) string {
+	return strings.TrimSuffix(fmt.Sprintf("%s %s: %s -> %s", f.Verdict, f.What, f.Text, f.Remedy), " -> ")
+}
+
+func all(findings []Finding) string {
+	var b strings.Builder
+	for _, f := range WorstFirst(findings) {
+		b.WriteString("  " + shown(f) + "\n")
+	}
+	return b.String()
+}
+
+func (n *node) examine() []Finding { return Examine(n.t.Context(), n.options) }
+
+func TestNothingIsWrongWithAHealthyNode(t *testing.T) {
+	for name, change := range map[string]func(*node){
+		"as it is":       func(*node) {},
+		"with an agent":  (*node).withAgent,
+		"with tokens":    (*node).withTokens,
+		"without checks": func(n *node) { n.options.Offline = true },
+		"mounted":        func(n *node) { n.options.Mounted = true },
+		"wider patterns": func(n *node) {
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "[registry.example]", `["*.example"]`, 1))
+		},
+		"flags in files": func(n *node) {
+			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+			n.options.UID = 1000
+			n.write("/var/lib/kubelet/kubeadm-flags.env", `KUBELET_KUBEADM_ARGS="--x=y `+kubeletFlags+`"`)
+		},
+		"a relative path": func(n *node) {
+			n.run("--image-credential-provider-config etc/kubernetes/providers.yaml --image-credential-provider-bin-dir /opt/providers")
+		},
+		"k3s": func(n *node) {
+			n.startAt(time.Now().Add(time.Hour), "/usr/local/bin/k3s server")
+			n.write("/etc/rancher/k3s/config.yaml", "kubelet-arg:\n- \"image-credential-provider-config=/etc/kubernetes/providers.yaml\"\n- 'image-credential-provider-bin-dir=/opt/providers'\n")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := healthy(t)
+			change(n)
+			findings := n.examine()
+			if Problems(findings) != 0 {
+				t.Errorf("%d problems:\n%s", Problems(findings), all(findings))
+			}
+			for _, f := range findings {
+				if f.WaitsFor != "" {
+					t.Errorf("not looked at: %s", shown(f))
+				}
+			}
+		})
+	}
+}
+
+// TestFirstOfAllIsWhatToMend has one thing wrong, and so one problem.
+func TestFirstOfAllIsWhatToMend(t *testing.T) {
+	entry := func(from, to string) func(*node) {
+		return func(n *node) {
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, from, to, 1))
+		}
+	}
+	tests := []struct {
+		name   string
+		harm   func(*node)
+		first  string // what the first problem's line begins with
+		remedy string // and what its remedy holds
+		waits  string // what has to be waiting for it
+	}{
+		{"no kubelet and nothing of one", func(n *node) { n.remove(fmt.Sprintf("/proc/%d", kubeletPID)) }, "WRONG kubelet: no kubelet runs here", "run it on a node", whatFlags},
+		{"a process that is no kubelet", func(n *node) { n.options.PID = 1 }, "WRONG kubelet: process 1 is no kubelet", "ps ", whatFlags},
+		{
+			"a kubelet without the flags", func(n *node) { n.run("--v=2") },
+			"WRONG kubelet flags: --image-credential-provider-config and --image-credential-provider-bin-dir are not given", "KUBELET_EXTRA_ARGS in /etc/default/kubelet; then systemctl daemon-reload && systemctl restart kubelet", whatKubeConfig,
+		},
+		{"a kubelet with one flag", func(n *node) { n.run(strings.Fields(kubeletFlags)[0]) }, "WRONG kubelet flags: --image-credential-provider-bin-dir is not given", "systemctl restart kubelet", whatBinDir},
+		{"flags that came after the kubelet's start", func(n *node) {
+			n.run("--v=2")
+			n.write("/etc/systemd/system/kubelet.service.d/10.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/kubelet "+kubeletFlags+"\n")
+			n.write("/etc/systemd/system/kubelet.service.d/20.conf", "# --image-credential-provider-config=/old\n")
+		}, "WRONG kubelet flags: /etc/systemd/system/kubelet.service.d/10.conf gives", "systemctl daemon-reload && systemctl restart kubelet", ""},
+		{"a kubelet that is too old", func(n *node) { n.program.version = "Kubernetes v1.24.17" }, "WRONG kubelet version: v1.24.17 does not know", "upgrade", ""},
+		{
+			"a kubelet configuration that is not there", func(n *node) { n.remove("/etc/kubernetes/providers.yaml") },
+			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not there", "credential-broker kubelet-config >/etc/kubernetes/providers.yaml", whatEntry,
+		},
+		{"a kubelet configuration that it does not take", entry("0s", "soon"), "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml:7: providers[0].defaultCacheDuration: must be a duration", "correct it", whatEntry},
+		{
+			"a kubelet configuration that everybody can write", func(n *node) { n.chmod("/etc/kubernetes/providers.yaml", 0o646) },
+			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod o-w /etc/kubernetes/providers.yaml", "",
+		},
+		{"a directory for a kubelet before 1.37", func(n *node) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.write("/etc/kubernetes/providers.yaml/a.yaml", entries)
+			n.program.version = "Kubernetes v1.36.0"
+		}, "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is a directory", "name a file", ""},
+		{"a bin directory that is not there", func(n *node) { n.remove("/opt/providers") }, "WRONG kubelet's bin directory: /opt/providers is not there", "mkdir -p /opt/providers && credential-broker kubelet-config --link --bin-dir /opt/providers", whatProgram},
+		{"a bin directory that everybody can write", func(n *node) { n.chmod("/opt/providers", 0o757) }, "WRONG kubelet's bin directory: /opt/providers is not safe", "chmod o-w /opt/providers", whatProgram},
+		{"no configuration", func(n *node) { n.remove("/etc/credential-broker") }, "WRONG configuration: neither /etc/credential-broker/config.yaml nor", "create /etc/credential-broker/config.yaml", whatBackend},
+		{"a configuration with a mistake", func(n *node) { n.configure("  timeout: ten\n") }, "WRONG configuration: /etc/credential-broker/config.yaml:7:", "", whatEntry},
+		{"a configuration that others can write", func(n *node) { n.chmod("/etc/credential-broker/config.yaml", 0o646) }, "WRONG configuration: /etc/credential-broker/config.yaml is not safe", "chmod o-w /etc/credential-broker/config.yaml", whatBackend},
+		{
+			"the configuration that the entry names is not there", func(n *node) {
+				n.write("/etc/kubernetes/providers.yaml", entries+"  args: [--config, /etc/other.yaml]\n")
+			},
+			"WRONG configuration: /etc/other.yaml is not there", "", whatBackend,
+		},
+		{"no link", func(n *node) { n.remove("/opt/providers/credential-broker") }, "WRONG program: /opt/providers/credential-broker is not there", "credential-broker kubelet-config --link --bin-dir /opt/providers", ""},
+		{"a link that leads nowhere", func(n *node) { n.link("/nowhere", "/opt/providers/credential-broker") }, "WRONG program: /opt/providers/credential-broker is not there or leads nowhere", "--link", ""},
+		{"a program of another version", func(n *node) {
+			n.remove("/opt/providers/credential-broker")
+			n.writeProgram("/opt/providers/credential-broker", "older")
+			n.writeProgram("/opt/providers/backends/credential-backend-dockerconfig", "backend")
+		}, "WRONG program: /opt/providers/credential-broker is another program", "rm /opt/providers/credential-broker && credential-broker kubelet-config --link", ""},
+		{"a program that cannot be executed", func(n *node) { n.chmod("/usr/libexec/credential-broker/credential-broker", 0o644) }, "WRONG program: /usr/libexec/credential-broker/credential-broker is not safe to use: it is not executable", "chmod +x", ""},
+		{"no entry of ours", func(n *node) {
+			entry("name: credential-broker", "name: other")(n)
+			n.writeProgram("/opt/providers/other", "other")
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml has no entry of the broker's; it has other", "put the entry, as `credential-broker kubelet-config` prints it, into /etc/kubernetes/providers.yaml", whatProgram},
+		{
+			"an entry that covers too little", func(n *node) { n.configure("- {name: more, backend: dockerconfig, matchImages: [more.example]}\n") },
+			`WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: no pattern of matchImages covers "more.example" of provider "more"`,
+			"credential-broker kubelet-config >/etc/kubernetes/providers.yaml && systemctl daemon-reload && systemctl restart kubelet", "",
+		},
+		{"an entry for another configuration", func(n *node) {
+			n.write("/etc/mine.yaml", configuration)
+			n.options.Config = "/etc/mine.yaml"
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: it uses the configuration in the default place, not /etc/mine.yaml", "credential-broker kubelet-config --config /etc/mine.yaml >", ""},
+		{"an entry for another agent", func(n *node) {
+			n.withAgent()
+			n.write("/etc/kubernetes/providers.yaml", entries+"  env: [{name: CREDENTIAL_BROKER_AGENT, value: /run/old.sock}]\n")
+		}, `WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: it asks an agent on "/run/old.sock"`, "kubelet-config", ""},
+		{"no entry for an audience", func(n *node) {
+			n.withTokens()
+			n.write("/etc/kubernetes/providers.yaml", entries+"  args: [--audience, \"\"]\n")
+		}, `WRONG kubelet's entry: there is no entry for audience "sts.example" (pods)`, "kubelet-config", ""},
+		{"answers for one token that the kubelet would share", func(n *node) {
+			n.withTokens()
+			text, _ := os.ReadFile(filepath.Join(n.root, "/etc/kubernetes/providers.yaml"))
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(string(text), "cacheType: Token", "cacheType: ServiceAccount", 1))
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml:9: entry credential-broker-sts.example: its cacheType is ServiceAccount", "kubelet-config", ""},
+		{"tokens for a kubelet of 1.33", func(n *node) {
+			n.withTokens()
+			n.program.version = "Kubernetes v1.33.4"
+		}, "WRONG service account tokens: v1.33.4 does not know tokenAttributes", "1.34", ""},
+		{"tokens that a feature gate forbids", func(n *node) {
+			n.withTokens()
+			n.write("/var/lib/kubelet/config.yaml", "featureGates:\n  KubeletServiceAccountTokenForCredentialProviders: false\n")
+			n.run(kubeletFlags + " --config=/var/lib/kubelet/config.yaml")
+		}, "WRONG service account tokens: the feature gate", "remove KubeletServiceAccountTokenForCredentialProviders=false", ""},
+		{"an entry of somebody else's without a program", func(n *node) {
+			n.write("/etc/kubernetes/providers.yaml", entries+"- {name: ecr, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [ecr.example], defaultCacheDuration: 0s}\n")
+		}, "WRONG other entries: /etc/kubernetes/providers.yaml:8: entry ecr:", "install it, or remove the entry", ""},
+		{
+			"an entry that is newer than the kubelet's start", func(n *node) { n.startAt(time.Now().Add(-time.Hour), "/usr/bin/kubelet "+kubeletFlags) },
+			"WRONG kubelet restart: /etc/kubernetes/providers.yaml was changed at", "systemctl daemon-reload && systemctl restart kubelet", "",
+		},
+		{"a kubelet that is not running", func(n *node) {
+			n.write("/etc/default/kubelet", "KUBELET_EXTRA_ARGS="+kubeletFlags)
+			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+		}, "WRONG kubelet restart: no kubelet runs", "systemctl start kubelet", ""},
+		{
+			"a backend that is not there", func(n *node) { n.remove("/usr/libexec/credential-broker/backends") },
+			`WRONG backend of files: backend "dockerconfig": no file /usr/libexec/credential-broker/backends/credential-backend-dockerconfig`, "install it there", whatCheck + " of files",
+		},
+		{
+			"a backend that others can write", func(n *node) { n.chmod("/usr/libexec/credential-broker/backends", 0o757) },
+			"WRONG backend of files: /usr/libexec/credential-broker/backends/credential-backend-dockerconfig is not safe to use", "chmod o-w /usr/libexec/credential-broker/backends", whatCheck + " of files",
+		},
+		{
+			"a backend with another digest", func(n *node) { n.configure("  sha256: [\"" + strings.Repeat("0", 64) + "\"]\n") }, "WRONG backend of files: /usr/libexec/credential-broker/backends/credential-backend-dockerconfig is not safe to use: its SHA-256 digest",
+			"put that digest", whatCheck + " of files",
+		},
+		{"a user that is not there", func(n *node) { n.configure("  user: nobody-here\n") }, `WRONG backend of files: /etc/credential-broker/config.yaml:4: user "nobody-here"`, "useradd --system", whatCheck + " of files"},
+		{"a backend that does not start", func(n *node) { n.program.describe = errors.New("it exited with status 3") }, "WRONG backend of files: ", "conformance", whatCheck + " of files"},
+		{
+			"settings that the backend refuses", func(n *node) { n.program.settings["files"] = []error{errors.New("config.fiel: unknown field")} },
+			"WRONG backend of files: /etc/credential-broker/config.yaml:4: config.fiel: unknown field", "", whatCheck + " of files",
+		},
+		{"no agent where there is to be one", func(n *node) {
+			n.withAgent()
+			n.program.agent = Agent{Reason: "nobody listens on /run/agent.sock", Absent: true}
+		}, "WRONG agent: nobody listens on /run/agent.sock", "systemctl enable --now credential-broker.socket", ""},
+		{"an agent with a broken configuration", func(n *node) {
+			n.withAgent()
+			n.program.agent.Refused = []string{"config.yaml:3: what"}
+		}, "WRONG agent: it serves on with the configuration before", "credential-broker validate", ""},
+		{"metrics that nobody serves", func(n *node) {
+			n.withAgent()
+			n.configure("agent: {socket: /run/agent.sock, metrics: \"127.0.0.1:9099\"}\n")
+			n.program.metrics = errors.New("connection refused")
+		}, "WRONG agent: nobody serves agent.metrics", "systemctl restart credential-broker", ""},
+		{"a log file without a directory", func(n *node) { n.configure("log: {file: /var/log/broker/log}\n") }, "WRONG log: /var/log/broker: the directory of log.file is not there", "mkdir -p /var/log/broker", ""},
+		{"a check that fails", func(n *node) { n.program.checks["files"] = errors.New("refused: no such user") }, "WRONG check of files: for registry.example/app: refused: no such user", "credential-broker get registry.example/app", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			n := healthy(t)
+			test.harm(n)
+			findings := n.examine()
+			if got := Problems(findings); got != 1 {
+				t.Errorf("%d problems, want the one:\n%s", got, all(findings))
+			}
+			first := WorstFirst(findings)[0]
+			if !strings.HasPrefix(shown(first), test.first) || !strings.Contains(first.Remedy, test.remedy) {
+				t.Errorf("the first line is\n  %s\nwant\n  %s … -> … %s", shown(first), test.first, test.remedy)
+			}
+			waiting := test.waits == ""
+			for _, f := range findings {
+				waiting = waiting || f.What == test.waits && f.WaitsFor != ""
+				if strings.Contains(shown(f), n.root) {
+					t.Errorf("a path is not the node's: %s", shown(f))
+				}
+			}
+			if !waiting {
+				t.Errorf("%s was looked at:\n%s", test.waits, all(findings))
+			}
+		})
+	}
+}
+
+func TestSeveralProblemsComeInTheOrderToMend(t *testing.T) {
+	n := healthy(t)
+	n.withAgent()
+	n.startAt(time.Now().Add(-time.Hour), "/usr/bin/kubelet "+kubeletFlags)
+	n.chmod("/opt/providers", 0o777)
+	n.program.agent = Agent{Reason: "nobody listens", Absent: true}
+	n.program.checks["files"] = errors.New("refused")
+	n.program.version = "v1.20.0"
+	var got []string
+	for _, f := range WorstFirst(n.examine()) {
+		if f.Verdict == Wrong {
+			got = append(got, f.What)
+		}
+	}
+	if want := "kubelet version, kubelet's bin directory, kubelet restart, agent, check of files"; strings.Join(got, ", ") != want {
+		t.Errorf("in the order %s; want %s", strings.Join(got, ", "), want)
+	}
+}
+
+func TestVariablesAreNamedAndNotTold(t *testing.T) {
+	n := healthy(t)
+	n.withAgent()
+	n.write(fmt.Sprintf("/proc/%d/environ", kubeletPID), "PATH=/bin\x00AWS_REGION=eu-west-1\x00AWS_SECRET_ACCESS_KEY=hush-kubelet\x00SAME=1\x00")
+	n.write(fmt.Sprintf("/proc/%d/environ", agentPID), "PATH=/usr/bin\x00AWS_REGION=hush-agent\x00SAME=1\x00AWS_PROFILE=hush\x00CREDENTIAL_BROKER_AGENT=/run/agent.sock\x00")
+	text := all(n.examine())
+	if want := "AWS_PROFILE (only the agent has it), AWS_REGION (differs), AWS_SECRET_ACCESS_KEY (only the kubelet has it)"; !strings.Contains(text, want+" ->") {
+		t.Errorf("want %q in\n%s", want, text)
+	}
+	if strings.Contains(text, "hush") || strings.Contains(text, "SAME") || strings.Contains(text, "PATH") {
+		t.Errorf("values, or what is the same, in\n%s", text)
+	}
+	if !strings.Contains(strings.Join(n.program.environ, " "), "AWS_PROFILE=hush") {
+		t.Errorf("the check had the environment %q, not the agent's", n.program.environ)
+	}
+}
+
+func TestAnOverlappingEntryIsNamed(t *testing.T) {
+	n := healthy(t)
+	n.writeProgram("/opt/providers/ecr", "ecr")
+	n.write("/etc/kubernetes/providers.yaml", entries+"- {name: ecr, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [\"*.example\"], defaultCacheDuration: 0s}\n")
+	findings := n.examine()
+	if text := all(findings); Problems(findings) != 0 || !strings.Contains(text, `note other entries: /etc/kubernetes/providers.yaml:8: "*.example" of entry ecr overlaps "registry.example" of credential-broker`) {
+		t.Errorf("got\n%s", text)
+	}
+}
+
+func TestWithoutRootItSaysWhatItCouldNotSee(t *testing.T) {
+	n := healthy(t)
+	n.options.UID = 1000
+	n.remove(fmt.Sprintf("/proc/%d/environ", kubeletPID))
+	text := all(n.examine())
+	for _, want := range []string{"it runs as root, and user 1000 looks", "environment that backends take variables from is that of this command"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("want %q in\n%s", want, text)
+		}
+	}
+}
+
+func TestASystemWithoutProcSaysSo(t *testing.T) {
+	n := healthy(t)
+	n.remove("/proc")
+	if text := all(n.examine()); !strings.Contains(text, "unknown kubelet: no /proc to look into") {
+		t.Errorf("got\n%s", text)
+	}
+}
+
+func TestLinksOfAMountedNodeStayInIt(t *testing.T) {
+	n := healthy(t)
+	n.link("../../../../../../etc/kubernetes/providers.yaml", "/etc/up")
+	n.link("/etc/round", "/etc/round")
+	if file, err := n.options.Node.follow("/etc/up"); err != nil || file != "/etc/kubernetes/providers.yaml" {
+		t.Errorf("%q, %v", file, err)
+	}
+	if _, err := n.options.Node.follow("/etc/round"); err == nil {
+		t.Error("a link to itself leads somewhere")
+	}
+}
+
+func TestWhatAKubeletIs(t *testing.T) {
+	for words, want := range map[string]bool{
+		"/usr/bin/kubelet --v=2": true, "kubelet": true, "/usr/local/bin/k3s agent": true, "/snap/kubelite --x": true, "/hyperkube kubelet --x": true,
+		"/usr/local/bin/k3s kubectl": false, "/bin/kubelet-exporter": false, "vi kubelet": false,
+	} {
+		if isKubelet(strings.Fields(words)) != want {
+			t.Errorf("%s: %v", words, !want)
+		}
+	}
+}

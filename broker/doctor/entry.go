@@ -1,0 +1,482 @@
+package doctor
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/image"
+	"github.com/credential-broker/credential-broker/broker/kubelet"
+)
+
+// findConfiguration finds the broker's entries, and reads the configuration that they use: what the operator named, what the entries name, or the default one.
+func (e *examination) findConfiguration() {
+	if e.all != nil {
+		for _, p := range e.all.Providers {
+			if e.isOurs(p) {
+				e.ours = append(e.ours, p)
+			} else {
+				e.others = append(e.others, p)
+			}
+		}
+	}
+	path, backendDir := e.Config, e.BackendDir
+	if len(e.ours) > 0 {
+		named, namedDir := configurationOf(e.ours[0])
+		if path == "" {
+			path = named
+		}
+		if backendDir == "" {
+			backendDir = namedDir
+		}
+	}
+	e.cfgPaths = []string{path}
+	if path == "" {
+		if e.cfgPaths = e.defaultPaths(); len(e.cfgPaths) == 0 {
+			e.wrong(whatConfig, "create "+e.Places.File+" (https://github.com/credential-broker/credential-broker/blob/main/docs/configure.md), or name it with --config", "neither %s nor %s is there", e.Places.File, e.Places.Directory)
+			return
+		}
+	}
+	e.readConfiguration(backendDir)
+}
+
+// isOurs says whether an entry runs the broker: by what its name leads to or, where it leads nowhere, by its name.
+func (e *examination) isOurs(p kubelet.CredentialProvider) bool {
+	if file, err := e.Node.follow(filepath.Join(e.flags.binDir, p.Name)); err == nil && strings.TrimSuffix(filepath.Base(file), ".exe") == "credential-broker" {
+		return true
+	}
+	return p.Name == kubelet.EntryName("") || strings.HasPrefix(p.Name, kubelet.EntryName("")+"-")
+}
+
+// configurationOf is the configuration and the directory of backends that an entry names; empty for the default ones.
+func configurationOf(p kubelet.CredentialProvider) (path, backendDir string) {
+	for _, v := range p.Env {
+		if v.Name == config.Environment {
+			path = v.Value
+		}
+	}
+	if value, ok := argument(p.Args, "config"); ok {
+		path = value
+	}
+	backendDir, _ = argument(p.Args, "backend-dir")
+	return path, backendDir
+}
+
+// argument is the value of a flag among an entry's arguments.
+func argument(args []string, name string) (value string, given bool) {
+	for i, arg := range args {
+		if arg == "--"+name && i+1 < len(args) {
+			value, given = args[i+1], true
+		} else if v, ok := strings.CutPrefix(arg, "--"+name+"="); ok {
+			value, given = v, true
+		}
+	}
+	return value, given
+}
+
+func (e *examination) defaultPaths() []string {
+	var paths []string
+	for _, path := range []string{e.Places.File, e.Places.Directory} {
+		if e.Node.exists(path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+func (e *examination) readConfiguration(backendDir string) {
+	outside := make([]string, len(e.cfgPaths))
+	for i, path := range e.cfgPaths {
+		if _, err := e.Node.stat(path); err != nil {
+			if !e.unseen(whatConfig, path, err) {
+				e.wrong(whatConfig, "create it, or name another with --config and print the kubelet's entry anew", "%s is not there", path)
+			}
+			return
+		}
+		outside[i] = e.Node.outside(path)
+	}
+	cfg, problems := config.Inspect(outside...)
+	for _, p := range problems {
+		message, remedy, _ := strings.Cut(p.Message, "; ")
+		p.Message = message
+		e.wrong(whatConfig, remedy, "%s", p.Error())
+	}
+	sound := len(problems) == 0
+	for _, source := range slices.Concat(outside, cfg.Sources) {
+		if err := (Node{}).trusted(source); err != nil {
+			sound = false
+			e.failure(whatConfig, "", err)
+			break
+		}
+	}
+	if !sound {
+		return
+	}
+	if backendDir != "" {
+		cfg.BackendDir = backendDir
+	}
+	e.backendDir = cfg.BackendDir
+	if e.SocketGiven {
+		cfg.SetAgent(e.Socket)
+	}
+	e.cfg = cfg
+	if socket := cfg.Agent.Socket; socket != "" && !e.Mounted {
+		e.agentOnce(socket) // early: its environment is that of the backends
+	}
+	e.ok(whatConfig, "%s: %d %s", strings.Join(cfg.Sources, ", "), len(cfg.Providers), plural(len(cfg.Providers), "provider", "providers"))
+	for _, warning := range append(slices.Clone(cfg.Warnings), cfg.Overlaps()...) {
+		e.note(whatConfig, "", "%s", warning.Error())
+	}
+}
+
+// lookAtPrograms looks at the files that the entries' names lead to, and finds where the backends are.
+func (e *examination) lookAtPrograms() {
+	link := "credential-broker kubelet-config " + e.configFlag() + "--link --bin-dir " + quote(e.flags.binDir)
+	switch {
+	case e.all == nil || e.flags.binDir == "":
+		e.waits(whatProgram, e.firstWrong(whatKubelet, whatFlags, whatKubeConfig))
+	case len(e.ours) == 0:
+		e.waits(whatProgram, whatEntry)
+	case e.isWrong(whatBinDir):
+		e.waits(whatProgram, whatBinDir)
+	}
+	if e.all != nil && e.flags.binDir != "" && !e.isWrong(whatBinDir) {
+		for _, p := range e.ours {
+			e.lookAtProgram(filepath.Join(e.flags.binDir, p.Name), link)
+		}
+	}
+	if e.backendDir == "" && !e.Mounted {
+		e.backendDir = filepath.Join(filepath.Dir(e.Node.inside(e.Self)), "backends")
+	}
+	if e.cfg != nil {
+		e.cfg.BackendDir = e.Node.outside(e.backendDir)
+	}
+}
+
+func (e *examination) lookAtProgram(path, link string) {
+	file, err := e.Node.follow(path)
+	if err != nil {
+		if !e.unseen(whatProgram, path, err) {
+			e.wrong(whatProgram, link, "%s is not there or leads nowhere, so that the kubelet does not start", path)
+		}
+		return
+	}
+	if err := e.Node.executable(path, nil); err != nil {
+		e.failure(whatProgram, link, err)
+		return
+	}
+	if e.backendDir == "" {
+		e.backendDir = filepath.Join(filepath.Dir(file), "backends")
+	}
+	leads := path
+	if file != path {
+		leads += " -> " + file
+	}
+	if e.Mounted {
+		e.ok(whatProgram, "%s", leads)
+		return
+	}
+	switch same, err := sameProgram(e.Node.outside(file), e.Self); {
+	case err != nil:
+		e.unknown(whatProgram, "", "%s: %v", leads, err)
+	case same == asFile:
+		e.ok(whatProgram, "%s: this program, version %s", leads, e.Version)
+	case same == asCopy:
+		e.note(whatProgram, "rm "+quote(path)+" && "+link, "%s is a copy of this program: a new version has to be copied there too", leads)
+	default:
+		e.wrong(whatProgram, "rm "+quote(path)+" && "+link, "%s is another program, or version, than this one (%s, version %s)", leads, e.Self, e.Version)
+	}
+}
+
+// sameness is how two paths are one program.
+type sameness int
+
+const (
+	different sameness = iota
+	asCopy
+	asFile
+)
+
+func sameProgram(a, b string) (sameness, error) {
+	x, err := os.Stat(a)
+	if err != nil {
+		return different, err
+	}
+	y, err := os.Stat(b)
+	switch {
+	case err != nil:
+		return different, err
+	case os.SameFile(x, y):
+		return asFile, nil
+	case x.Size() != y.Size():
+		return different, nil
+	}
+	one, err := os.ReadFile(a)
+	if err != nil {
+		return different, err
+	}
+	two, err := os.ReadFile(b)
+	if err != nil {
+		return different, err
+	}
+	if bytes.Equal(one, two) {
+		return asCopy, nil
+	}
+	return different, nil
+}
+
+// configFlag hands the configuration on to a command, where it is not the default one; it ends with a space.
+func (e *examination) configFlag() string {
+	if len(e.cfgPaths) == 1 && e.cfgPaths[0] != e.Places.File && e.cfgPaths[0] != e.Places.Directory {
+		return "--config " + quote(e.cfgPaths[0]) + " "
+	}
+	return ""
+}
+
+// compareEntries compares the entries with those that kubelet-config would print now.
+func (e *examination) compareEntries() {
+	switch {
+	case e.all == nil:
+		e.waits(whatEntry, e.firstWrong(whatKubelet, whatFlags, whatKubeConfig))
+		return
+	case len(e.ours) == 0:
+		e.wrong(whatEntry, e.printed(""), "%s has no entry of the broker's; it has %s", e.flags.config, names(e.all.Providers))
+		return
+	case e.cfg == nil:
+		e.waits(whatEntry, whatConfig)
+		return
+	}
+	options := kubelet.EntryOptions{Single: e.isSingle()}
+	if e.configFlag() != "" {
+		options.ConfigPath = e.cfgPaths[0]
+	}
+	wanted, _, err := kubelet.Entries(e.cfg, options)
+	if err != nil {
+		e.wrong(whatEntry, "", "%s", oneLine(err))
+		return
+	}
+	matched := map[string]bool{}
+	for _, want := range wanted {
+		i := slices.IndexFunc(e.ours, func(p kubelet.CredentialProvider) bool { return audienceOf(p) == want.Audience && !matched[p.Name] })
+		if i < 0 {
+			who := "the providers without tokenAttributes"
+			if want.Audience != "" {
+				who = fmt.Sprintf("audience %q", want.Audience)
+			}
+			e.wrong(whatEntry, e.printed(want.Name), "there is no entry for %s (%s)", who, strings.Join(want.Serves, ", "))
+			continue
+		}
+		matched[e.ours[i].Name] = true
+		e.compareEntry(e.ours[i], want)
+	}
+	for _, p := range e.ours {
+		if !matched[p.Name] {
+			e.wrong(whatEntry, "remove it, then "+e.restart(), "%s: entry %s serves no provider of the configuration (audience %q)", at(p), p.Name, audienceOf(p))
+		}
+	}
+}
+
+// isSingle says whether the one entry serves providers with and without tokens, as --single makes it.
+func (e *examination) isSingle() bool {
+	_, given := argument(e.ours[0].Args, "audience")
+	return len(e.ours) == 1 && !given && slices.ContainsFunc(e.cfg.Providers, func(p *config.Provider) bool { return p.TokenAttributes != nil })
+}
+
+// audienceOf is that of the tokens an entry's broker is for.
+func audienceOf(p kubelet.CredentialProvider) string {
+	if audience, given := argument(p.Args, "audience"); given {
+		return audience
+	}
+	if p.TokenAttributes != nil {
+		return p.TokenAttributes.ServiceAccountTokenAudience
+	}
+	return ""
+}
+
+// printed is the command that mends an entry: the whole file, if all of it is ours.
+func (e *examination) printed(name string) string {
+	const again = "credential-broker kubelet-config "
+	if len(e.others) == 0 && len(e.all.Sources) == 1 {
+		return again + e.configFlag() + ">" + quote(e.all.Sources[0]) + " && " + e.restart()
+	}
+	if name == "" {
+		name = "the entry"
+	}
+	return "put " + name + ", as `" + strings.TrimSpace(again+e.configFlag()) + "` prints it, into " + e.all.Sources[0] + "; then " + e.restart()
+}
+
+// compareEntry says what differs from the entry that would be printed, and matters.
+func (e *examination) compareEntry(is kubelet.CredentialProvider, want kubelet.Entry) {
+	var wrong []string
+	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	var providers []*config.Provider
+	for _, p := range e.cfg.Providers {
+		if slices.Contains(want.Serves, p.Name) {
+			providers = append(providers, p)
+		}
+	}
+	for _, missing := range kubelet.Uncovered(is.MatchImages, providers) {
+		say("no pattern of matchImages covers %q of provider %q, so that the kubelet never asks for such images", missing.Pattern, missing.Provider)
+	}
+	if path, _ := configurationOf(is); !e.samePlace(path, want) {
+		say("it uses the configuration %s, not %s", orDefault(path), strings.Join(e.cfgPaths, ", "))
+	}
+	if _, dir := configurationOf(is); e.BackendDir != "" && dir != e.BackendDir {
+		say("it takes backends from %s, not %s", orDefault(dir), e.BackendDir)
+	}
+	if wantAudience, given := argument(want.Args, "audience"); given {
+		if audience, has := argument(is.Args, "audience"); !has || audience != wantAudience {
+			say("its args lack --audience %q, so that it asks providers of other entries too", wantAudience)
+		}
+	}
+	wrong = append(wrong, tokenDifferences(is.TokenAttributes, want.TokenAttributes)...)
+	socket, named := "", false
+	for _, v := range is.Env {
+		if v.Name == kubelet.AgentVariable {
+			socket, named = v.Value, true
+		}
+	}
+	if value, given := argument(is.Args, "agent"); given {
+		socket, named = value, true
+	}
+	if named && socket != e.cfg.Agent.Socket {
+		say("it asks an agent on %q, and the configuration's agent.socket is %q", socket, e.cfg.Agent.Socket)
+	}
+	for _, text := range wrong {
+		e.wrong(whatEntry, e.printed(is.Name), "%s: entry %s: %s", at(is), is.Name, text)
+	}
+	if !named && e.cfg.Agent.Socket != "" {
+		e.note(whatEntry, e.printed(is.Name), "%s: entry %s: its env has no %s, so that each pull reads the configuration before it asks the agent", at(is), is.Name, kubelet.AgentVariable)
+	}
+	if is.APIVersion != want.APIVersion {
+		e.note(whatEntry, e.printed(is.Name), "%s: entry %s: its apiVersion is %s; %s works in every kubelet since 1.26", at(is), is.Name, is.APIVersion, want.APIVersion)
+	}
+	if len(wrong) == 0 {
+		e.ok(whatEntry, "%s: entry %s covers %s", at(is), is.Name, strings.Join(want.Serves, ", "))
+	}
+}
+
+// samePlace says whether an entry's configuration is the one that was read.
+func (e *examination) samePlace(path string, want kubelet.Entry) bool {
+	wanted, given := argument(want.Args, "config")
+	if path == "" || !given {
+		return path == "" && !given || path != "" && slices.Contains(e.cfgPaths, path)
+	}
+	a, err := e.Node.follow(path)
+	b, err2 := e.Node.follow(wanted)
+	return path == wanted || err == nil && err2 == nil && a == b
+}
+
+func orDefault(path string) string {
+	if path == "" {
+		return "in the default place"
+	}
+	return path
+}
+
+// tokenDifferences are those that keep a provider from what it needs, or share an answer further than it may be.
+func tokenDifferences(is, want *kubelet.TokenAttributes) (wrong []string) {
+	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	switch {
+	case is == nil && want == nil:
+		return nil
+	case is == nil:
+		return []string{fmt.Sprintf("it has no tokenAttributes, so that no token for %q comes with the request", want.ServiceAccountTokenAudience)}
+	case want == nil:
+		return []string{"it has tokenAttributes, and its providers need no token: without one the kubelet does not run the broker"}
+	}
+	if is.ServiceAccountTokenAudience != want.ServiceAccountTokenAudience {
+		say("its tokens are for %q, not %q", is.ServiceAccountTokenAudience, want.ServiceAccountTokenAudience)
+	}
+	if is.CacheType != want.CacheType && want.CacheType == string(config.CacheTypeToken) {
+		say("its cacheType is %s, and a provider's is Token: answers for one token are given to others", is.CacheType)
+	}
+	if is.RequireServiceAccount != nil && *is.RequireServiceAccount && !*want.RequireServiceAccount {
+		say("it has requireServiceAccount: true, so that pods without a service account are not served")
+	}
+	known := slices.Concat(is.RequiredServiceAccountAnnotationKeys, is.OptionalServiceAccountAnnotationKeys)
+	for _, key := range slices.Concat(want.RequiredServiceAccountAnnotationKeys, want.OptionalServiceAccountAnnotationKeys) {
+		if !slices.Contains(known, key) {
+			say("the annotation %q does not come with the request", key)
+		}
+	}
+	for _, key := range is.RequiredServiceAccountAnnotationKeys {
+		if !slices.Contains(want.RequiredServiceAccountAnnotationKeys, key) {
+			say("the annotation %q is required, so that service accounts without it are not served", key)
+		}
+	}
+	return wrong
+}
+
+// lookAtTokens says what else tokens need.
+func (e *examination) lookAtTokens() {
+	var audiences []string
+	for _, p := range e.ours {
+		if p.TokenAttributes != nil {
+			audiences = append(audiences, p.TokenAttributes.ServiceAccountTokenAudience)
+		}
+	}
+	if len(audiences) == 0 {
+		return
+	}
+	args := []string(nil)
+	if e.kubelet != nil {
+		args = e.kubelet.Args
+	}
+	gate := e.Node.tokensGate(args)
+	switch {
+	case e.olderThan(34):
+		e.wrong(whatTokens, "upgrade the kubelet to 1.34 or later, or remove tokenAttributes and print the entry anew", "%s does not know tokenAttributes as they are since 1.34, and does not start with them", e.version)
+	case gate == "false":
+		e.wrong(whatTokens, "remove "+gateTokens+"=false from the kubelet's feature gates; then "+e.restart(), "the feature gate %s is false, and the kubelet does not start with tokenAttributes", gateTokens)
+	default:
+		e.note(whatTokens, "credential-broker kubelet-config "+e.configFlag()+"--rbac | kubectl apply -f -",
+			"whether the cluster lets nodes ask for tokens for %s cannot be seen from a node; if it does not, the kubelet's log has \"not authorized to request tokens\"", strings.Join(audiences, ", "))
+	}
+}
+
+// lookAtOthers names the entries of other programs that are asked for the same images as ours.
+func (e *examination) lookAtOthers() {
+	if e.all == nil || len(e.ours) == 0 {
+		return
+	}
+	for _, other := range e.others {
+		if err := e.Node.executable(filepath.Join(e.flags.binDir, other.Name), nil); err != nil && !e.isWrong(whatBinDir) && !isPermission(err) {
+			text, remedy := split(err, "install it, or remove the entry; then "+e.restart())
+			e.wrong(whatOthers, remedy, "%s: entry %s: %s", at(other), other.Name, text)
+		}
+		for _, ours := range e.ours {
+			if a, b, ok := overlap(other, ours); ok {
+				e.note(whatOthers, "credential-broker migrate "+quote(e.flags.config)+" --bin-dir "+quote(e.flags.binDir),
+					"%s: %q of entry %s overlaps %q of %s: the kubelet asks both, one after the other, and adds up their answers", at(other), a, other.Name, b, ours.Name)
+			}
+		}
+	}
+}
+
+func overlap(a, b kubelet.CredentialProvider) (string, string, bool) {
+	for _, x := range a.MatchImages {
+		for _, y := range b.MatchImages {
+			p, err := image.ParsePattern(x)
+			q, err2 := image.ParsePattern(y)
+			if err == nil && err2 == nil && image.Overlap(p, q) {
+				return x, y, true
+			}
+		}
+	}
+	return "", "", false
+}
+
+func at(p kubelet.CredentialProvider) string { return fmt.Sprintf("%s:%d", p.File, p.Line) }
+
+func names(providers []kubelet.CredentialProvider) string {
+	all := make([]string, len(providers))
+	for i, p := range providers {
+		all[i] = p.Name
+	}
+	return strings.Join(all, ", ")
+}

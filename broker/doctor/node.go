@@ -1,0 +1,121 @@
+package doctor
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+
+	"github.com/credential-broker/credential-broker/proto/trust"
+)
+
+// Node is the node's file system: this one, or one that is mounted at Root. Paths are the node's own; with a Root symbolic links are followed as if it were the root directory.
+type Node struct {
+	Root string
+}
+
+// maxLinks is the kernel's own limit (path_resolution(7)).
+const maxLinks = 40
+
+// outside is where this process finds a path of the node's.
+func (n Node) outside(path string) string {
+	if n.Root == "" {
+		return path
+	}
+	file, err := n.follow(path)
+	if err != nil {
+		file = filepath.Clean("/" + path)
+	}
+	return filepath.Join(n.Root, file)
+}
+
+// inside words a text in paths of the node's.
+func (n Node) inside(text string) string {
+	if n.Root == "" {
+		return text
+	}
+	root := filepath.Clean(n.Root)
+	return strings.ReplaceAll(strings.ReplaceAll(text, root+"/", "/"), root, "/")
+}
+
+// follow gives the node's path without symbolic links.
+func (n Node) follow(path string) (string, error) {
+	if n.Root == "" {
+		return filepath.EvalSymlinks(path)
+	}
+	at, links := "/", 0
+	todo := strings.Split(filepath.ToSlash(path), "/")
+	for len(todo) > 0 {
+		var name string
+		name, todo = todo[0], todo[1:]
+		next := filepath.Join(at, name) // at "/", ".." stays there
+		info, err := os.Lstat(filepath.Join(n.Root, next))
+		if err != nil {
+			return "", err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", &fs.PathError{Op: "open", Path: path, Err: errors.New("too many symbolic links")}
+		}
+		target, err := os.Readlink(filepath.Join(n.Root, next))
+		if err != nil {
+			return "", err
+		}
+		if filepath.IsAbs(target) {
+			at = "/"
+		}
+		todo = append(strings.Split(target, "/"), todo...)
+	}
+	return at, nil
+}
+
+func (n Node) stat(path string) (fs.FileInfo, error)      { return os.Stat(n.outside(path)) }
+func (n Node) readFile(path string) ([]byte, error)       { return os.ReadFile(n.outside(path)) }
+func (n Node) readDir(path string) ([]fs.DirEntry, error) { return os.ReadDir(n.outside(path)) }
+func (n Node) trusted(path string) error                  { return trust.File(n.outside(path)) }
+func (n Node) executable(path string, sums []string) error {
+	return trust.Executable(n.outside(path), sums)
+}
+
+func (n Node) exists(path string) bool {
+	_, err := n.stat(path)
+	return err == nil
+}
+
+// user says whether the node has this user.
+func (n Node) user(name string) error {
+	if n.Root == "" {
+		_, err := user.Lookup(name)
+		if _, byNumber := user.LookupId(name); byNumber == nil {
+			return nil
+		}
+		return err
+	}
+	data, err := n.readFile("/etc/passwd")
+	if err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		if fields := strings.Split(lines.Text(), ":"); fields[0] == name || len(fields) > 2 && fields[2] == name {
+			return nil
+		}
+	}
+	return fmt.Errorf("user: unknown user %s", name)
+}
+
+// split takes an error's remedy from its text.
+func split(err error, otherwise string) (text, remedy string) {
+	if e, ok := errors.AsType[*trust.Error](err); ok {
+		return strings.TrimSuffix(e.Error(), ": "+e.Remedy), e.Remedy
+	}
+	return oneLine(err), otherwise
+}
