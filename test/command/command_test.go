@@ -38,6 +38,10 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
+	if err := os.Symlink("credential-broker", filepath.Join(dir, "docker-credential-broker")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return m.Run()
 }
 
