@@ -46,6 +46,7 @@ build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/* 
 
 broker:
 	@$(GO_BUILD) -o $(OUT)/ $(BROKER)
+	@ln -sf credential-broker $(OUT)/docker-credential-broker
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .

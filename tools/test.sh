@@ -25,7 +25,7 @@ unwatched() {
     return
   fi
   case $1 in
-    test/command | test/docs | test/peers | test/steady) echo "its tests start programs, into which the race detector does not see" ;;
+    test/clients | test/command | test/docs | test/peers | test/steady) echo "its tests start programs, into which the race detector does not see" ;;
   esac
 }
 # The one test that runs under it, of a module of which the same is true of all others. The soak builds its programs with the detector in them.
@@ -76,6 +76,7 @@ for module in $MODULES; do
   fi
   if [ "$module" = test/steady ]; then tools/valgrind.sh; fi
   if [ "$module" = . ]; then tools/python.sh; fi
+  if [ "$module" = test/clients ]; then tools/skopeo.sh; fi
 
   events=$work/events.json
   : >"$events"

@@ -160,11 +160,11 @@ func (b *Backend) Check(context.Context, backends.Request) error {
 		problems = append(problems, backends.InvalidConfig("file", format, args...))
 	}
 	helpers := map[string]string{}
-	if f.CredsStore != "" {
+	if f.CredsStore != "" && f.CredsStore != brokersHelper {
 		helpers[f.CredsStore] = "credsStore"
 	}
 	for name, suffix := range f.CredHelpers {
-		if suffix != "" {
+		if suffix != "" && suffix != brokersHelper {
 			helpers[suffix] = fmt.Sprintf("credHelpers[%q]", name)
 		}
 	}

@@ -122,6 +122,8 @@ func TestCredentials(t *testing.T) {
 			name: "Docker Hub's helper by another name", file: `{"credHelpers":{"docker.io":"one"}}`, image: "docker.io/library/nginx",
 			helpers: map[string]string{"one": has(dockerHub, "u", "p")}, want: creds("docker.io", "u", "p"),
 		},
+		{name: "the broker's own helper, which would ask for the same again, counts as none", file: `{"credsStore":"broker","auths":{"r.example":{"username":"u","password":"p"}}}`, helpers: map[string]string{"broker": "exit 3"}, want: creds("r.example", "u", "p")},
+		{name: "nor is it one for the host", file: `{"credHelpers":{"r.example":"broker"},"credsStore":"one"}`, helpers: map[string]string{"broker": "exit 3", "one": has("r.example", "x", "y")}},
 		{name: "an unusable entry beside a usable one", file: `{"auths":{"r.example":{"auth":"%%"},"r.example/team":{"username":"u","password":"p"}}}`, want: creds("r.example/team", "u", "p"), byImage: true},
 		{name: "a broken entry of another host", file: `{"auths":{"r.example":{"username":"u","password":"p"},"s.example":{"auth":"%%"}}}`, want: creds("r.example", "u", "p")},
 		{name: "an identity token beside a password", file: `{"auths":{"r.example":{"auth":"` + b64("u:p") + `","identitytoken":"t"}}}`, want: creds("r.example", "u", "p")},

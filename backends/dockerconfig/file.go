@@ -175,7 +175,20 @@ func decodeAuth(auth string) (username, password string, err error) {
 }
 
 // helper is the suffix of the helper that docker would ask for images of the host, or empty, and where it is named.
+//
+// The broker's own helper is none: what it has is what this backend is being asked for, and would be asked for again.
 func (f file) helper(host string) (suffix, where string) {
+	if suffix, where = f.helperInFile(host); suffix == brokersHelper {
+		return "", ""
+	}
+	return suffix, where
+}
+
+// brokersHelper is how a docker configuration names docker-credential-broker.
+const brokersHelper = "broker"
+
+// helperInFile is what the file says of a host's helper.
+func (f file) helperInFile(host string) (suffix, where string) {
 	if suffix, ok := f.CredHelpers[serverURL(host)]; ok {
 		return suffix, fmt.Sprintf("credHelpers[%q]", serverURL(host))
 	}

@@ -22,18 +22,23 @@ import (
 // newLog makes the log that the configuration asks for. It always goes to stderr and, if set, to the file. As the kubelet throws a plugin's stderr away when it
 // exits with 0, toJournal sends it to the system's journal too, where there is one. A log that cannot be opened is said on stderr and stops nobody's pull.
 func newLog(cfg config.Log, stderr io.Writer, toJournal bool) (log *slog.Logger, closeLog func()) {
+	return newLogFrom(slog.LevelDebug, cfg, stderr, toJournal)
+}
+
+// newLogFrom is newLog for a standard error that people read while they do something else: of the lines, those below least go to the file and the journal alone.
+func newLogFrom(least slog.Level, cfg config.Log, stderr io.Writer, toJournal bool) (log *slog.Logger, closeLog func()) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
 		level = slog.LevelInfo
 	}
-	handler := func(w io.Writer) slog.Handler {
+	handler := func(w io.Writer, level slog.Level) slog.Handler {
 		options := &slog.HandlerOptions{Level: level}
 		if cfg.Format == "json" {
 			return slog.NewJSONHandler(w, options)
 		}
 		return slog.NewTextHandler(w, options)
 	}
-	handlers := fanOut{handler(stderr)}
+	handlers := fanOut{handler(stderr, max(level, least))}
 	closeLog = func() {}
 	if cfg.File != "" {
 		file, err := openLog(cfg.File)
@@ -41,7 +46,7 @@ func newLog(cfg config.Log, stderr io.Writer, toJournal bool) (log *slog.Logger,
 			slog.New(handlers).Warn("the log file cannot be opened", "reason", err.Error())
 		} else {
 			rotated := &rotatedFile{path: cfg.File, file: file, looked: time.Now()}
-			handlers = append(handlers, handler(rotated))
+			handlers = append(handlers, handler(rotated, level))
 			closeLog = rotated.close
 		}
 	}

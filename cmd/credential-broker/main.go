@@ -19,7 +19,7 @@ import (
 
 func main() {
 	harden()
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(append(calledAs(os.Args[0]), os.Args[1:]...), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // run is main without the process: it returns the exit status.

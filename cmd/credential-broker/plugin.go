@@ -40,10 +40,11 @@ func servePlugin(cmd *cobra.Command, opts *options, stdin *os.File) error {
 	log, closeLog := newLog(cfg.Log, cmd.ErrOrStderr(), true)
 	defer closeLog()
 
-	asked, err := opts.askAgent(cmd, cfg, log, early, data)
+	asking, err := opts.agentRequest(cmd, fast.Resolve, data)
 	if err != nil {
 		return err
 	}
+	asked := opts.askAgent(cmd.Context(), cfg, log, early, asking)
 	if asked != nil {
 		return pass(cmd, *asked)
 	}
@@ -90,32 +91,28 @@ func writeResponse(cmd *cobra.Command, response []byte) error {
 	return nil
 }
 
-// askAgent gives the agent's reply; nil where there is no agent, or it does not answer, which is said: then the work has to be done here.
-func (o *options) askAgent(cmd *cobra.Command, cfg *config.Config, log *slog.Logger, early *fast.Attempt, data []byte) (*fast.Reply, error) {
+// askAgent gives the agent's reply; nil where there is no agent, or it does not answer, which is said: then the work has to be done here. It is started where the configuration wants it.
+func (o *options) askAgent(ctx context.Context, cfg *config.Config, log *slog.Logger, early *fast.Attempt, request fast.Request) *fast.Reply {
 	socket := cfg.Agent.Socket
 	if socket == "" {
-		return nil, nil
-	}
-	request, err := o.agentRequest(cmd, fast.Resolve, data)
-	if err != nil {
-		return nil, err
+		return nil
 	}
 	reason, absent := early.Reason, early.Absent
 	if !early.Tried || early.Socket != socket {
 		var reply fast.Reply
 		if reply, reason, absent = fast.Ask(socket, request); reason == "" {
-			return &reply, nil
+			return &reply
 		}
 	}
 	if absent && cfg.Agent.AutoStart {
-		reply, why := o.startAndAsk(cmd.Context(), cfg, log, request)
+		reply, why := o.startAndAsk(ctx, cfg, log, request)
 		if why == "" {
-			return reply, nil
+			return reply
 		}
 		reason = why
 	}
 	log.Warn("the agent was not used", "socket", socket, "reason", reason)
-	return nil, nil
+	return nil
 }
 
 // startAndAsk starts an agent and asks it. What it gives besides the reply is why there is none.

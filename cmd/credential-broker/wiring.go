@@ -27,7 +27,7 @@ func commands(opts *options) []*cobra.Command {
 	return []*cobra.Command{
 		validateCommand(opts), explainCommand(opts), getCommand(opts), doctorCommand(opts),
 		agentCommand(opts), statusCommand(opts), forgetCommand(opts),
-		kubeletConfigCommand(opts), migrateCommand(),
+		kubeletConfigCommand(opts), migrateCommand(), dockerCredentialCommand(opts),
 		backendsCommand(opts), conformanceCommand(opts), conformanceHostCommand(),
 		versionCommand(),
 	}

@@ -45,6 +45,10 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the kubelet that does nothing: %v\n%s", err, output)
 		return 1
 	}
+	if err := os.Symlink("credential-broker", filepath.Join(dir, "docker-credential-broker")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	return m.Run()
 }
 

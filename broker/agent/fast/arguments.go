@@ -12,8 +12,8 @@ type Arguments struct {
 // ParseArguments reads a command line as /proc/self/cmdline has it: each argument, the program's name first, ends with a zero byte. ok says that all of it is understood, and as the program's own
 // command line parser understands it; for everything else, subcommands and mistakes included, ok is false and main decides.
 func ParseArguments(cmdline string) (a Arguments, ok bool) {
-	_, rest, ok := cutArgument(cmdline)
-	if !ok {
+	program, rest, ok := cutArgument(cmdline)
+	if !ok || isDockerHelper(program) {
 		return Arguments{}, false
 	}
 	for rest != "" {
@@ -42,6 +42,13 @@ func ParseArguments(cmdline string) (a Arguments, ok bool) {
 		}
 	}
 	return a, true
+}
+
+// isDockerHelper says that the program is called by the name under which it speaks Docker's protocol, and reads no kubelet's request.
+func isDockerHelper(program string) bool {
+	const name = "docker-credential-broker"
+	start := len(program) - len(name)
+	return start >= 0 && program[start:] == name && (start == 0 || program[start-1] == '/')
 }
 
 func cutArgument(cmdline string) (argument, rest string, ok bool) { return cut(cmdline, 0) }

@@ -40,26 +40,36 @@ func TestArgumentsThatTheEarlyPathUnderstands(t *testing.T) {
 	}
 }
 
+func TestOnlyTheWholeNameIsDockersHelper(t *testing.T) {
+	for _, program := range []string{"", "broker", "/", "not-docker-credential-broker", "docker-credential-broker/credential-broker", "docker-credential-broker.old", "credential-broker-docker"} {
+		if _, ok := ParseArguments(program + "\x00--agent=/s\x00"); !ok {
+			t.Errorf("the kubelet's plugin was not known by the name %q", program)
+		}
+	}
+}
+
 func TestArgumentsThatAreForMain(t *testing.T) {
 	for name, line := range map[string]string{
-		"nothing at all":         "",
-		"a line that is cut off": "credential-broker",
-		"an argument cut off":    "credential-broker\x00--config=/c",
-		"a subcommand":           cmdline("validate"),
-		"behind a flag":          cmdline("--config", "/c", "get", "registry.example/app"),
-		"--help":                 cmdline("--help"),
-		"-h":                     cmdline("-h"),
-		"a short flag":           cmdline("-c", "/c"),
-		"one dash":               cmdline("-agent", "/s"),
-		"three dashes":           cmdline("---config", "/c"),
-		"a missing value":        cmdline("--config"),
-		"another flag":           cmdline("--no-agent"),
-		"an abbreviation":        cmdline("--conf", "/c"),
-		"another case":           cmdline("--Config", "/c"),
-		"end of options":         cmdline("--"),
-		"an empty argument":      cmdline(""),
-		"one at the end":         cmdline("--config", "/c", ""),
-		"an equals sign":         cmdline("--=x"),
+		"nothing at all":          "",
+		"a line that is cut off":  "credential-broker",
+		"an argument cut off":     "credential-broker\x00--config=/c",
+		"a subcommand":            cmdline("validate"),
+		"behind a flag":           cmdline("--config", "/c", "get", "registry.example/app"),
+		"--help":                  cmdline("--help"),
+		"-h":                      cmdline("-h"),
+		"a short flag":            cmdline("-c", "/c"),
+		"one dash":                cmdline("-agent", "/s"),
+		"three dashes":            cmdline("---config", "/c"),
+		"a missing value":         cmdline("--config"),
+		"another flag":            cmdline("--no-agent"),
+		"an abbreviation":         cmdline("--conf", "/c"),
+		"another case":            cmdline("--Config", "/c"),
+		"end of options":          cmdline("--"),
+		"an empty argument":       cmdline(""),
+		"one at the end":          cmdline("--config", "/c", ""),
+		"an equals sign":          cmdline("--=x"),
+		"Docker's helper":         "docker-credential-broker\x00",
+		"by its path, with flags": "/usr/bin/docker-credential-broker\x00--agent=/s\x00",
 	} {
 		if got, ok := ParseArguments(line); ok {
 			t.Errorf("%s was understood: %+v", name, got)
