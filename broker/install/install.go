@@ -211,8 +211,7 @@ func strangers(release manifest, dir string) []string {
 		if err != nil || d.IsDir() {
 			return nil //nolint:nilerr // what cannot be read is not reported, which is all that this is for
 		}
-		name, err := filepath.Rel(dir, path)
-		if err == nil && !slices.ContainsFunc(release.files, func(f file) bool { return f.path == filepath.ToSlash(name) }) {
+		if name, err := filepath.Rel(dir, path); err == nil && !slices.ContainsFunc(release.files, func(f file) bool { return f.path == filepath.ToSlash(name) }) {
 			found = append(found, path)
 		}
 		return nil

@@ -151,7 +151,7 @@ func content(t *testing.T, path string) string {
 
 // whole is what a kubelet would find: all of one version, under its one name, and the configuration; "" where there is nothing.
 func whole(dir string) (version, config string, err error) {
-	real, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "credential-broker"))
+	at, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "credential-broker"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", "", nil
 	}
@@ -159,7 +159,7 @@ func whole(dir string) (version, config string, err error) {
 		return "", "", err
 	}
 	for _, name := range []string{"credential-broker", "backends/credential-backend-ecr", "backends/gar-check"} {
-		path := filepath.Join(filepath.Dir(real), name)
+		path := filepath.Join(filepath.Dir(at), name)
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return "", "", err
@@ -218,7 +218,7 @@ func TestWhatIsRightIsNotTouched(t *testing.T) {
 func TestWhatDiffersIsRepairedAndSaid(t *testing.T) {
 	tests := map[string]func(t *testing.T, file string){
 		"other content": func(t *testing.T, file string) { put(t, file, "a trojan") },
-		"no file":       func(t *testing.T, file string) { _ = os.Remove(file) },
+		"no file":       func(_ *testing.T, file string) { _ = os.Remove(file) },
 		"another mode":  func(_ *testing.T, file string) { _ = os.Chmod(file, 0o777) },
 		"a link in its place": func(t *testing.T, file string) {
 			copied := filepath.Join(t.TempDir(), "copy")
@@ -462,7 +462,7 @@ func TestKilledAtAnyMomentARemovalFinishesTheNextTime(t *testing.T) {
 // child runs an installer in a process of its own, which is killed before change n. It says whether it came to its end.
 func child(t *testing.T, n int, remove bool, from, dir, config string) bool {
 	t.Helper()
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // it ends itself
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "INSTALL_KILL_AT="+strconv.Itoa(n), "INSTALL_FROM="+from, "INSTALL_DIR="+dir, "INSTALL_CONFIG="+config, "INSTALL_VERSION=1.0.0")
 	if remove {
 		cmd.Env = append(cmd.Env, "INSTALL_REMOVE=1")

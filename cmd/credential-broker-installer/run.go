@@ -47,6 +47,12 @@ func runCommand(opts *options) *cobra.Command {
 func (o *options) watch(ctx context.Context, i *install.Installer, interval, verify time.Duration) error {
 	turn := time.NewTicker(interval)
 	defer turn.Stop()
+	// A pod's emptyDir can be written by everybody, and the broker that is tried does not work below such a directory.
+	if parent := filepath.Dir(o.state); parent == "/run" {
+		if err := os.Chmod(parent, 0o755); err != nil { //nolint:gosec // what backends that run as other users have to cross
+			o.log.Warn("the broker may find no directory to work in", "error", err)
+		}
+	}
 	var last, said string
 	var next time.Time
 	for {
@@ -132,11 +138,11 @@ func removeCommand(opts *options) *cobra.Command {
 
 // write replaces a file for the probes.
 func (o *options) write(name, text string) error {
-	if err := os.MkdirAll(o.state, 0o755); err != nil {
+	if err := os.MkdirAll(o.state, 0o750); err != nil {
 		return err
 	}
 	path := filepath.Join(o.state, name)
-	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil { //nolint:gosec // nothing in it is secret
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
