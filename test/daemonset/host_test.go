@@ -330,9 +330,10 @@ func TestTheImageInstallsFromAContainer(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- container.Wait() }()
 	t.Cleanup(func() {
-		_ = exec.Command(runc, "--root", state, "kill", id, "KILL").Run()
+		_ = exec.Command(runc, "--root", state, "kill", id, "KILL").Run() // it may have ended
 		select {
-		case <-ended:
+		case err := <-ended:
+			t.Logf("the container ended: %v", err)
 		case <-time.After(30 * time.Second):
 			_ = container.Process.Kill()
 		}

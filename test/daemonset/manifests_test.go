@@ -2,7 +2,6 @@ package daemonset
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -423,7 +422,7 @@ func TestEveryValueIsDescribed(t *testing.T) {
 			}
 		}
 		for _, n := range names {
-			if !strings.Contains(string(readme), fmt.Sprintf("| `%s` |", n)) {
+			if !strings.Contains(string(readme), "| `"+n+"` |") {
 				t.Errorf("README.md does not describe %s", n)
 			}
 		}
