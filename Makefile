@@ -34,7 +34,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean
+.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,17 @@ fuzz: ## Fuzz every target for FUZZTIME (30s) each and print a table (MODULES=, 
 
 cross: ## Build, and vet with the tests, for every supported platform
 	@tools/cross.sh
+
+# An image's times are its commit's, so that the same commit gives the same bytes.
+IMAGE_PLATFORMS ?= linux/amd64 linux/arm64
+IMAGE            = dist/image/credential-broker-$(subst +,-,$(VERSION)).tar
+image: ## Build the DaemonSet's container image, dist/image/*.tar (an OCI layout), without docker, and print its digest
+	@for platform in $(IMAGE_PLATFORMS); do \
+	  GOOS=$${platform%/*} GOARCH=$${platform#*/} $(MAKE) build OUT="$(CURDIR)/dist/image/$${platform/\//-}" >/dev/null; \
+	done
+	@go -C tools run ./image --out "$(CURDIR)/$(IMAGE)" --version '$(VERSION)' \
+	  --created "$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)" \
+	  $(foreach platform,$(IMAGE_PLATFORMS),"$(platform)=$(CURDIR)/dist/image/$(subst /,-,$(platform))")
 
 clean: ## Remove what was built
 	rm -rf bin dist

@@ -1,0 +1,184 @@
+package install
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+)
+
+// unfinished is what the names of files begin with that are not yet what they are to be. The names are always the same, so that what a killed run left is overwritten by the next.
+const unfinished = ".new-"
+
+// disk is all that changes something on the host. Whatever is to be seen under its name is complete and on the disk before it gets that name.
+type disk struct {
+	// step is called before each change, and can refuse it: tests interrupt there.
+	step func(what, path string) error
+}
+
+func (d disk) before(what, path string) error {
+	if d.step == nil {
+		return nil
+	}
+	return d.step(what, path)
+}
+
+// mkdir makes a directory that all may read and one may write, whatever the umask says and whatever mode it had.
+func (d disk) mkdir(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := d.before("mkdir", path); err != nil {
+			return err
+		}
+		if err := os.Mkdir(path, 0o755); err != nil { //nolint:gosec // backends that run as other users are to be found in it
+			return err
+		}
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is no directory: move it away", path)
+	case info.Mode().Perm() == 0o755 || runtime.GOOS == "windows":
+		return nil
+	}
+	if err := d.before("chmod", path); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755) //nolint:gosec // the same
+}
+
+// write makes or replaces a file in one step.
+func (d disk) write(path string, mode fs.FileMode, content io.Reader) (err error) {
+	temporary := filepath.Join(filepath.Dir(path), unfinished+filepath.Base(path))
+	if err := d.clear(temporary); err != nil {
+		return err
+	}
+	if err := d.before("create", temporary); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close() // closed already, perhaps
+			_ = os.Remove(temporary)
+		}
+	}()
+	buffer := make([]byte, 1<<20)
+	for {
+		n, readErr := content.Read(buffer)
+		if n > 0 {
+			if err := d.before("write", temporary); err != nil {
+				return err
+			}
+			if _, err := f.Write(buffer[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(readErr, io.EOF) {
+			break
+		}
+		if readErr != nil {
+			return readErr
+		}
+	}
+	if err := d.before("chmod", temporary); err != nil {
+		return err
+	}
+	if err := f.Chmod(mode); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := d.before("rename", path); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// link makes or replaces a symbolic link in one step.
+func (d disk) link(target, path string) error {
+	temporary := filepath.Join(filepath.Dir(path), unfinished+filepath.Base(path))
+	if err := d.clear(temporary); err != nil {
+		return err
+	}
+	if err := d.before("symlink", temporary); err != nil {
+		return err
+	}
+	if err := os.Symlink(target, temporary); err != nil {
+		return err
+	}
+	err := d.before("rename", path)
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		_ = os.Remove(temporary)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// clear removes what a run before may have left under a name that is nobody else's.
+func (d disk) clear(path string) error {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return d.removeAll(path)
+}
+
+func (d disk) remove(path string) error {
+	if err := d.before("remove", path); err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+func (d disk) removeAll(path string) error {
+	if err := d.before("remove", path); err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
+
+// sweep removes what killed runs have left in a directory.
+func (d disk) sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), unfinished) {
+			if err := d.removeAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// syncDir has the names in a directory survive a loss of power.
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil // directories cannot be opened for it there
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}

@@ -1,0 +1,557 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestMain is also the installer that is killed: with KILL_AT it ends like a killed process when it is about to make that change.
+func TestMain(m *testing.M) {
+	if at := os.Getenv("INSTALL_KILL_AT"); at != "" {
+		n, _ := strconv.Atoi(at)
+		i := newInstaller(os.Getenv("INSTALL_FROM"), os.Getenv("INSTALL_DIR"), os.Getenv("INSTALL_CONFIG"), nil)
+		i.Version = os.Getenv("INSTALL_VERSION")
+		i.disk.step = func(string, string) error {
+			if n--; n < 0 {
+				os.Exit(137)
+			}
+			return nil
+		}
+		act := func() error { return i.Apply(context.Background()) }
+		if os.Getenv("INSTALL_REMOVE") != "" {
+			act = i.Remove
+		}
+		if err := act(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// fake stands for the broker: it refuses configurations that say "bad", and versions that do not run.
+func fake(_ context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
+	content, err := os.ReadFile(program)
+	if err != nil {
+		return nil, nil, err
+	}
+	if args[0] == "version" {
+		if bytes.Contains(content, []byte("damaged")) {
+			return nil, nil, errors.New("exec format error")
+		}
+		return nil, nil, nil
+	}
+	config, err := os.ReadFile(filepath.Join(args[2], "config.yaml"))
+	if err != nil {
+		return nil, nil, err
+	}
+	if args[0] == "validate" {
+		if bytes.Contains(config, []byte("bad")) || bytes.Contains(content, []byte("picky")) && bytes.Contains(config, []byte("old")) {
+			return nil, []byte("config.yaml:1: it is bad\n"), errors.New("exit status 1")
+		}
+		return nil, nil, nil
+	}
+	out := "kind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + args[2] + "]\n"
+	if bytes.Contains(config, []byte("audience")) {
+		out += "- name: credential-broker-sts.example\n"
+	}
+	return []byte(out), nil, nil
+}
+
+func newInstaller(from, dir, config string, log *bytes.Buffer) *Installer {
+	i := &Installer{
+		From: from, Version: "1.0.0", Dir: dir, ConfigFrom: config, Keep: time.Hour, Run: fake, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	}
+	if log != nil {
+		i.Log = slog.New(slog.NewTextHandler(log, nil))
+	}
+	return i
+}
+
+// release makes the directory of a release; what is the version's own stands in each file.
+func release(t *testing.T, text string) string {
+	t.Helper()
+	dir := t.TempDir()
+	var sums strings.Builder
+	for _, name := range []string{"credential-broker", "backends/credential-backend-ecr", "backends/gar-check"} {
+		content := name + " of " + text + "\n"
+		put(t, filepath.Join(dir, name), content)
+		fmt.Fprintf(&sums, "%x  %s\n", sha256.Sum256([]byte(content)), name)
+	}
+	put(t, filepath.Join(dir, Manifest), sums.String())
+	return dir
+}
+
+func put(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func host(t *testing.T) string {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("the installer is for Linux nodes")
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(dir, "opt")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func configMap(t *testing.T, content string) string {
+	t.Helper()
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "config.yaml"), content)
+	return dir
+}
+
+func apply(t *testing.T, i *Installer) {
+	t.Helper()
+	if err := i.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func content(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// whole is what a kubelet would find: all of one version, under its one name, and the configuration; "" where there is nothing.
+func whole(dir string) (version, config string, err error) {
+	at, err := filepath.EvalSymlinks(filepath.Join(dir, "bin", "credential-broker"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", "", nil
+	}
+	if err != nil {
+		return "", "", err
+	}
+	for _, name := range []string{"credential-broker", "backends/credential-backend-ecr", "backends/gar-check"} {
+		path := filepath.Join(filepath.Dir(at), name)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return "", "", err
+		}
+		of, found := strings.CutPrefix(string(text), name+" of ")
+		if version == "" {
+			version = of
+		}
+		if !found || of != version {
+			return "", "", fmt.Errorf("%s is %q beside %q", path, text, version)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o755 {
+			return "", "", fmt.Errorf("%s: mode %v, %w", path, info.Mode(), err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "config", "config.yaml"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", "", err
+	}
+	return version, string(text), nil
+}
+
+func TestAHostGetsTheReleaseAndItsConfiguration(t *testing.T) {
+	dir := host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "with an audience"), nil)
+	apply(t, i)
+	version, config, err := whole(dir)
+	if version != "one\n" || config != "with an audience" || err != nil {
+		t.Fatalf("got %q and %q, %v", version, config, err)
+	}
+	// The stable names stand in what the kubelet is given, since the versions' names change.
+	want := mark + "kind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + dir + "/config]\n- name: credential-broker-sts.example\n"
+	if diff := cmp.Diff(want, content(t, filepath.Join(dir, "kubelet.yaml"))); diff != "" {
+		t.Error(diff)
+	}
+	for _, name := range []string{"credential-broker", "credential-broker-sts.example"} {
+		if to, err := os.Readlink(filepath.Join(dir, "bin", name)); to != dir+"/current/credential-broker" {
+			t.Errorf("%s leads to %q, %v", name, to, err)
+		}
+	}
+}
+
+func TestWhatIsRightIsNotTouched(t *testing.T) {
+	dir := host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+	apply(t, i)
+	i.disk.step = func(what, path string) error {
+		if what == "links" {
+			return nil
+		}
+		return fmt.Errorf("%s %s", what, path)
+	}
+	apply(t, i)
+}
+
+func TestWhatDiffersIsRepairedAndSaid(t *testing.T) {
+	tests := map[string]func(t *testing.T, file string){
+		"other content": func(t *testing.T, file string) { put(t, file, "a trojan") },
+		"no file":       func(_ *testing.T, file string) { _ = os.Remove(file) },
+		"another mode":  func(_ *testing.T, file string) { _ = os.Chmod(file, 0o777) },
+		"a link in its place": func(t *testing.T, file string) {
+			copied := filepath.Join(t.TempDir(), "copy")
+			if err := os.Rename(file, copied); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(copied, file); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"an open directory": func(_ *testing.T, file string) { _ = os.Chmod(filepath.Dir(file), 0o777) },
+	}
+	for name, damage := range tests {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			dir := host(t)
+			i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), &log)
+			apply(t, i)
+			log.Reset()
+			damage(t, filepath.Join(dir, "current", "backends", "credential-backend-ecr"))
+			apply(t, i)
+			if version, _, err := whole(dir); version != "one\n" || err != nil {
+				t.Errorf("got %q, %v", version, err)
+			}
+			if name != "an open directory" && !strings.Contains(log.String(), "credential-backend-ecr") {
+				t.Errorf("the log does not say what was repaired: %s", log.String())
+			}
+			if info, err := os.Stat(filepath.Join(dir, "current", "backends")); err != nil || info.Mode().Perm() != 0o755 {
+				t.Errorf("the directory has the mode %v, %v", info.Mode(), err)
+			}
+		})
+	}
+}
+
+func TestADamagedImageIsNotInstalled(t *testing.T) {
+	dir := host(t)
+	config := configMap(t, "fine")
+	apply(t, newInstaller(release(t, "one"), dir, config, nil))
+	from := release(t, "two")
+	put(t, filepath.Join(from, "backends/gar-check"), "something else")
+	i := newInstaller(from, dir, config, nil)
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "gar-check has the SHA-256 digest") {
+		t.Errorf("got %v", err)
+	}
+	if version, _, err := whole(dir); version != "one\n" || err != nil {
+		t.Errorf("got %q, %v", version, err)
+	}
+}
+
+func TestAVersionThatDoesNotRunIsNotUsed(t *testing.T) {
+	dir := host(t)
+	config := configMap(t, "fine")
+	apply(t, newInstaller(release(t, "one"), dir, config, nil))
+	if err := newInstaller(release(t, "damaged two"), dir, config, nil).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "noexec") {
+		t.Errorf("got %v", err)
+	}
+	if version, _, err := whole(dir); version != "one\n" || err != nil {
+		t.Errorf("got %q, %v", version, err)
+	}
+}
+
+func TestARefusedConfigurationLeavesTheOneBefore(t *testing.T) {
+	tests := []struct {
+		name, before, after, release string
+		version, config              string
+	}{
+		{"of the same version", "fine", "bad", "one", "one\n", "fine"},
+		{"with a new version that takes the one in use", "fine", "bad", "two", "two\n", "fine"},
+		{"with a new version that refuses the one in use as well", "old", "bad", "picky two", "one\n", "old"},
+		{"with a new version whose new configuration mends that", "old", "new", "picky two", "picky two\n", "new"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir, config := host(t), configMap(t, tt.before)
+			one := release(t, "one")
+			apply(t, newInstaller(one, dir, config, nil))
+			from := one
+			if tt.release != "one" {
+				from = release(t, tt.release)
+			}
+			put(t, filepath.Join(config, "config.yaml"), tt.after)
+			err := newInstaller(from, dir, config, nil).Apply(t.Context())
+			if refused := tt.after == "bad"; refused != (err != nil) || refused && !strings.Contains(err.Error(), "config.yaml:1: it is bad") {
+				t.Errorf("got the error %v", err)
+			}
+			if version, is, err := whole(dir); version != tt.version || is != tt.config || err != nil {
+				t.Errorf("got %q and %q, %v", version, is, err)
+			}
+		})
+	}
+}
+
+func TestAConfigMapsUpdateIsReadAtOneMoment(t *testing.T) {
+	dir := t.TempDir()
+	put(t, filepath.Join(dir, "..one", "config.yaml"), "one")
+	for target, link := range map[string]string{"..one": "..data", "..data/config.yaml": "config.yaml"} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Skip("no symbolic links here: ", err)
+		}
+	}
+	c, err := read(dir)
+	if err != nil || string(c.contents["config.yaml"]) != "one" || len(c.names) != 1 {
+		t.Fatalf("got %v, %v", c, err)
+	}
+}
+
+func TestOldVersionsStayForAWhile(t *testing.T) {
+	dir, config := host(t), configMap(t, "fine")
+	apply(t, newInstaller(release(t, "one"), dir, config, nil))
+	two := newInstaller(release(t, "two"), dir, config, nil)
+	apply(t, two)
+	count := func(want int) {
+		t.Helper()
+		if entries, _ := os.ReadDir(filepath.Join(dir, "versions")); len(entries) != want {
+			t.Errorf("there are %v", entries)
+		}
+	}
+	count(2)
+	two.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	apply(t, two)
+	count(1)
+	if version, _, err := whole(dir); version != "two\n" || err != nil {
+		t.Errorf("got %q, %v", version, err)
+	}
+}
+
+func TestSomebodyElsesFilesAreLeftAlone(t *testing.T) {
+	dir, bin := host(t), host(t)
+	kubelet := filepath.Join(t.TempDir(), "credential-providers.yaml")
+	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+	i.BinDir, i.KubeletConfig = bin, kubelet
+
+	put(t, kubelet, "theirs")
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody else's") {
+		t.Errorf("got %v", err)
+	}
+	if got := content(t, kubelet); got != "theirs" {
+		t.Errorf("their file is now %q", got)
+	}
+	_ = os.Remove(kubelet)
+	put(t, filepath.Join(bin, "ecr-credential-provider"), "theirs")
+	apply(t, i)
+	if err := i.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	entries, _ := os.ReadDir(bin)
+	if len(entries) != 1 || entries[0].Name() != "ecr-credential-provider" {
+		t.Errorf("in the kubelet's bin directory are %v", entries)
+	}
+}
+
+func TestOneInstallerAtATime(t *testing.T) {
+	dir := host(t)
+	unlock, err := lock(filepath.Join(dir, ".lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := newInstaller(release(t, "one"), dir, "", nil)
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "another installer") {
+		t.Errorf("got %v", err)
+	}
+	unlock()
+	apply(t, i)
+}
+
+func TestADirectoryThatOthersCanWriteIsRefused(t *testing.T) {
+	dir := host(t)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := newInstaller(release(t, "one"), dir, "", nil).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "chmod") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRemoveLeavesNothing(t *testing.T) {
+	dir := host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "with an audience"), nil)
+	apply(t, i)
+	for range 2 {
+		if err := i.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("%s is there: %v", dir, err)
+		}
+	}
+}
+
+// TestKilledAtAnyMomentTheVersionBeforeWorksAndTheNextRunFinishes ends an installer's process at each change that it is about to make.
+func TestKilledAtAnyMomentTheVersionBeforeWorksAndTheNextRunFinishes(t *testing.T) {
+	one, two := release(t, "one"), release(t, "two")
+	before, after := configMap(t, "fine"), configMap(t, "with an audience")
+	for _, upgrade := range []bool{false, true} {
+		steps := 0
+		for done := false; !done; steps++ {
+			dir := host(t)
+			if upgrade {
+				apply(t, newInstaller(one, dir, before, nil))
+			}
+			done = child(t, steps, false, two, dir, after)
+			version, config, err := whole(dir)
+			switch {
+			case err != nil:
+				t.Fatalf("killed before change %d: %v", steps, err)
+			case upgrade && version != "one\n" && version != "two\n", upgrade && config != "fine" && config != "with an audience":
+				t.Fatalf("killed before change %d: got %q and %q", steps, version, config)
+			}
+			i := newInstaller(two, dir, after, nil)
+			apply(t, i)
+			if version, config, err := whole(dir); version != "two\n" || config != "with an audience" || err != nil {
+				t.Fatalf("after change %d and another run: got %q and %q, %v", steps, version, config, err)
+			}
+			noLeftovers(t, dir)
+		}
+		t.Logf("upgrade %v: killed before each of %d changes", upgrade, steps-1)
+		if steps < 20 {
+			t.Errorf("only %d changes were seen", steps)
+		}
+	}
+}
+
+func TestKilledAtAnyMomentARemovalFinishesTheNextTime(t *testing.T) {
+	one, config := release(t, "one"), configMap(t, "with an audience")
+	steps := 0
+	for done := false; !done; steps++ {
+		dir := host(t)
+		i := newInstaller(one, dir, config, nil)
+		apply(t, i)
+		done = child(t, steps, true, one, dir, config)
+		if err := i.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("killed before change %d, removed again, and %s is there", steps, dir)
+		}
+	}
+	t.Logf("killed before each of %d changes", steps-1)
+}
+
+// child runs an installer in a process of its own, which is killed before change n. It says whether it came to its end.
+func child(t *testing.T, n int, remove bool, from, dir, config string) bool {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "INSTALL_KILL_AT="+strconv.Itoa(n), "INSTALL_FROM="+from, "INSTALL_DIR="+dir, "INSTALL_CONFIG="+config, "INSTALL_VERSION=1.0.0")
+	if remove {
+		cmd.Env = append(cmd.Env, "INSTALL_REMOVE=1")
+	}
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return true
+	}
+	if cmd.ProcessState.ExitCode() != 137 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return false
+}
+
+func noLeftovers(t *testing.T, dir string) {
+	t.Helper()
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasPrefix(d.Name(), unfinished) {
+			t.Errorf("%s was left", path)
+		}
+		return err
+	})
+}
+
+// TestAFullDiskChangesNothing has no room from each change on: a full disk does not become empty by itself. Removing works.
+func TestAFullDiskChangesNothing(t *testing.T) {
+	one, two := release(t, "one"), release(t, "two")
+	before, after := configMap(t, "fine"), configMap(t, "with an audience")
+	ran := 0
+	for n := 0; ; n++ {
+		dir := host(t)
+		apply(t, newInstaller(one, dir, before, nil))
+		i := newInstaller(two, dir, after, nil)
+		left := n
+		i.disk.step = func(what, path string) error {
+			if left--; left < 0 && slices.Contains([]string{"mkdir", "create", "write", "symlink"}, what) {
+				return &fs.PathError{Op: what, Path: path, Err: syscall.ENOSPC}
+			}
+			return nil
+		}
+		err := i.Apply(t.Context())
+		version, config, broken := whole(dir)
+		if broken != nil || config != "fine" && config != "with an audience" {
+			t.Fatalf("full from change %d on: got %q and %q, %v", n, version, config, broken)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("got %v", err)
+		}
+		if entries, _ := os.ReadDir(filepath.Join(dir, "versions")); version == "one\n" && config == "fine" && len(entries) > 1 && !complete(dir, entries) {
+			t.Errorf("full from change %d on: half a version was left: %v", n, entries)
+		}
+		noLeftovers(t, dir)
+		ran++
+	}
+	if ran < 10 {
+		t.Errorf("only %d changes were seen", ran)
+	}
+}
+
+func complete(dir string, entries []fs.DirEntry) bool {
+	for _, e := range entries {
+		for _, name := range []string{"credential-broker", "backends/credential-backend-ecr", "backends/gar-check"} {
+			if _, err := os.Stat(filepath.Join(dir, "versions", e.Name(), name)); err != nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func TestAManifestNamesOnlyWhatIsInside(t *testing.T) {
+	digest := strings.Repeat("0", 64)
+	for name, text := range map[string]string{
+		"above":         digest + "  ../credential-broker\n",
+		"absolute":      digest + "  /etc/shadow\n",
+		"no digest":     "abc  credential-broker\n",
+		"no path":       digest + "\n",
+		"no broker":     digest + "  backends/gar-check\n",
+		"an unfinished": digest + "  .new-credential-broker\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			put(t, filepath.Join(dir, Manifest), text)
+			if m, err := readManifest(dir); err == nil {
+				t.Errorf("got %v", m)
+			}
+		})
+	}
+}
