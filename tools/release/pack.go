@@ -103,7 +103,8 @@ func packTarGz(base string, entries []entry, at time.Time) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return packed.Bytes(), errors.Join(w.Close(), compressed.Close())
+	err = errors.Join(w.Close(), compressed.Close())
+	return packed.Bytes(), err
 }
 
 func packZip(base string, entries []entry, at time.Time) ([]byte, error) {
