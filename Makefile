@@ -12,7 +12,7 @@ VERSION ?= $(patsubst v%,%,$(shell git describe --tags --match 'v*' --dirty 2>/d
 COMMIT  ?= $(shell git describe --always --exclude '*' --abbrev=12 --dirty 2>/dev/null || echo unknown)
 
 # What to work on, for test, race, lint and fuzz: `make test MODULES=. PKGS=./broker/...`
-MODULES  ?= . $(patsubst %/go.mod,%,$(wildcard test/*/go.mod examples/*/go.mod))
+MODULES  ?= . $(patsubst %/go.mod,%,$(wildcard test/*/go.mod examples/*/go.mod tools/*/go.mod))
 PKGS     ?= ./...
 FUZZTIME ?= 30s
 SOAK     ?= 10m
@@ -34,7 +34,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image
+.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image release release-check
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +106,12 @@ image: ## Build the DaemonSet's container image, dist/image/*.tar (an OCI layout
 	@go -C tools run ./image --out "$(CURDIR)/$(IMAGE)" --version '$(VERSION)' \
 	  --created "$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)" \
 	  $(foreach platform,$(IMAGE_PLATFORMS),"$(platform)=$(CURDIR)/dist/image/$(subst /,-,$(platform))")
+
+release: ## Build what is released into dist/: archives, SBOMs, provenance, checksums (PLATFORMS=; docs/release.md)
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' tools/release.sh
+
+release-check: ## Make the release twice, in two clones that differ in all they may, and compare the bytes (the second compiles everything anew)
+	@tools/release.sh --check
 
 clean: ## Remove what was built
 	rm -rf bin dist

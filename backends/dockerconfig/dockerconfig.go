@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +51,7 @@ func (b *Backend) read() (file, error) {
 	if err != nil {
 		return f, backends.InvalidConfig("file", "%w", err)
 	}
-	if mode.Perm()&0o004 != 0 {
+	if mode.Perm()&0o004 != 0 && runtime.GOOS != "windows" { // a mode says nothing there
 		b.readable.Do(func() {
 			slog.Warn("everybody on this machine can read the passwords in the file: chmod o-r it", "file", b.cfg.File, "mode", mode.Perm().String())
 		})

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Builds what is released, into dist/, which is emptied first: `make release` runs it. docs/release.md says what there is then. With --check it makes the release twice, in two clones whose
+# paths, umask, time zone, language and build cache differ, and fails unless every file is the same, byte for byte.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+make=${MAKE:-make}
+platforms=${PLATFORMS:-linux/amd64 linux/arm64 windows/amd64}
+work=$(mktemp -d)
+trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+begun=$SECONDS
+
+commit=$(git rev-parse --verify HEAD) || { echo 'a release is of a commit, and this is no clone of the repository' >&2; exit 1; }
+if [ -n "$(git status --porcelain)" ]; then
+  echo 'a release is of a commit, and this checkout has something else in it: commit it, or put it away (git status says what it is)' >&2
+  exit 1
+fi
+
+if [ "${1:-}" = --check ]; then
+  clone() { # path
+    git clone -q --no-checkout . "$1"
+    git -C "$1" checkout -q --detach "$commit"
+  }
+  once() { # path; the release there, with its own variables
+    (cd "$1" && MAKEFLAGS='' "$make" release PLATFORMS="$platforms")
+  }
+  first=$work/a second=$work/a-second/one/with/a/longer/path
+  clone "$first"
+  clone "$second"
+  once "$first"
+  # A cache of its own: from the other, the second would get what the first compiled.
+  (umask 077; TZ=Pacific/Apia LC_ALL=C GOCACHE=$work/cache once "$second")
+  if ! diff <(cd "$first/dist" && sha256sum -- *) <(cd "$second/dist" && sha256sum -- *); then
+    echo 'two builds of the same commit differ in the files above' >&2
+    exit 1
+  fi
+  printf '\n%s\n%d files, made twice, with the same bytes (%d s)\n' "$(cat "$first/dist/SHA256SUMS")" "$(find "$first/dist" -type f | wc -l)" $((SECONDS - begun))
+  exit
+fi
+
+: "${VERSION:?is the version to release: use make release}" "${COMMIT:?is the commit as the executables say it: use make release}"
+SOURCE_DATE_EPOCH=$(git show --no-patch --format=%ct "$commit")
+export VERSION COMMIT SOURCE_DATE_EPOCH
+# What a person may have set for builds of their own. Each executable is asked afterwards whether that was all.
+export GOFLAGS='' GOWORK=off GOEXPERIMENT='' GOFIPS140=off GOAMD64=v1 GOARM64=v8.0
+release() { # subcommand, executables...
+  local subcommand=$1
+  shift
+  "$work/release" "$subcommand" -version "$VERSION" -commit "$commit" -out dist "$@"
+}
+
+rm -rf dist
+(cd tools/release && go build -buildvcs=false -o "$work/release" .)
+built=()
+for platform in $platforms; do
+  start=$SECONDS
+  out=$work/${platform/\//_}
+  GOOS=${platform%/*} GOARCH=${platform#*/} "$make" build OUT="$out"
+  if [ "$platform" = "$(go env GOHOSTOS)/$(go env GOHOSTARCH)" ]; then
+    # The helpers of backends say it in their one error, which a person gets who starts them.
+    for program in "$out"/credential-broker "$out"/backends/*; do
+      said=$("$program" "$([ "${program##*/}" = credential-broker ] && echo version || echo --version)" </dev/null 2>&1) || true
+      grep -qF " $VERSION" <<<"$said" || { echo "${program##*/} does not say that it is version $VERSION: $said" >&2; exit 1; }
+    done
+  fi
+  release archive "$out"
+  built+=("$out")
+  printf '            %s (%d s)\n' "$platform" $((SECONDS - start))
+done
+
+# The packages and the container image, once there are such targets: what they leave in dist/ is covered by provenance and checksums like everything else.
+for target in packages image; do
+  if "$make" -n "$target" >/dev/null 2>&1; then "$make" "$target"; fi
+done
+
+release sums "${built[@]}"
+printf 'dist/: credential-broker %s of commit %s (%d s)\n' "$VERSION" "$commit" $((SECONDS - begun))

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/github/go-spdx/v2/spdxexp"
+	spdxjson "github.com/spdx/tools-golang/json"
+	spdx "github.com/spdx/tools-golang/spdx/v2/v2_3"
+	"github.com/spdx/tools-golang/spdxlib"
+)
+
+const testVersion = "9.8.7-witness"
+
+// build builds one small backend as the Makefile builds all.
+func build(t *testing.T, goos string, flags ...string) string {
+	t.Helper()
+	out := t.TempDir()
+	cmd := exec.Command("make", append([]string{"build", "BROKER=", "HELPERS=", "OTHERS=", "BACKENDS=./cmd/credential-backend-exec", "COMMANDS=", "OUT=" + out, "VERSION=" + testVersion}, flags...)...)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=amd64", "GOFLAGS=", "MAKEFLAGS=")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	return out
+}
+
+// made makes a release of the executables in built, and returns its folder.
+func made(t *testing.T, built string) string {
+	t.Helper()
+	if err := exec.Command("git", "-C", "../..", "rev-parse", "HEAD").Run(); err != nil {
+		t.Skip("a release is of a commit, and this is no clone")
+	}
+	out := t.TempDir()
+	for _, subcommand := range []string{"archive", "sums"} {
+		if err := run(t.Context(), []string{subcommand, "-repo", "../..", "-version", testVersion, "-out", out, built}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
+
+func read(t *testing.T, path ...string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
+	for goos, suffix := range map[string]string{"linux": ".tar.gz", "windows": ".zip"} {
+		t.Run(goos, func(t *testing.T) {
+			t.Parallel()
+			built := build(t, goos)
+			out := made(t, built)
+			base := name + "_" + testVersion + "_" + goos + "_amd64"
+			programs, err := readPrograms(t.Context(), built, "../..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkSBOM(t, read(t, out, base+".spdx.json"), read(t, out, base+suffix), programs[0])
+			checkSums(t, out)
+			checkProvenance(t, out)
+
+			again := made(t, built)
+			for _, file := range []string{base + suffix, base + ".spdx.json", provenanceFile, sumsFile} {
+				if !bytes.Equal(read(t, out, file), read(t, again, file)) {
+					t.Errorf("%s: made again, it is another", file)
+				}
+			}
+		})
+	}
+}
+
+// checkSBOM: every module that the executable names is there, with a purl and a licence that is one.
+func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
+	t.Helper()
+	var doc spdx.Document
+	if err := spdxjson.ReadInto(bytes.NewReader(bill), &doc); err != nil {
+		t.Fatal(err)
+	}
+	if err := spdxlib.ValidateDocument(&doc); err != nil {
+		t.Error(err)
+	}
+	found := map[string]bool{}
+	ids := map[string]bool{}
+	for _, pkg := range doc.Packages {
+		if id := string(pkg.PackageSPDXIdentifier); ids[id] {
+			t.Errorf("two packages are %s", id)
+		} else {
+			ids[id] = true
+		}
+		found[pkg.PackageName+" "+pkg.PackageVersion] = true
+		if valid, bad := spdxexp.ValidateLicenses([]string{pkg.PackageLicenseDeclared}); !valid && pkg.PackageLicenseDeclared != "NOASSERTION" {
+			t.Errorf("%s: licence %s", pkg.PackageName, bad)
+		}
+	}
+	for _, dep := range p.info.Deps {
+		if !found[dep.Path+" "+dep.Version] {
+			t.Errorf("the executable has %s %s in it, and the SBOM has not", dep.Path, dep.Version)
+		}
+	}
+	if !found[standard+" "+strings.TrimPrefix(p.info.GoVersion, "go")] {
+		t.Error("the standard library is missing")
+	}
+	// The archive and the executable come on top of the modules, and the standard library.
+	if want := len(p.info.Deps) + 3; len(doc.Packages) != want {
+		t.Errorf("%d packages, want %d", len(doc.Packages), want)
+	}
+	sum := sha256.Sum256(archive)
+	if got := doc.Packages[0].PackageChecksums[0].Value; got != hex.EncodeToString(sum[:]) {
+		t.Errorf("the archive's digest is not %s", got)
+	}
+}
+
+func checkSums(t *testing.T, out string) {
+	t.Helper()
+	var listed []string
+	for line := range strings.Lines(string(read(t, out, sumsFile))) {
+		want, file, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		sum := sha256.Sum256(read(t, out, file))
+		if hex.EncodeToString(sum[:]) != want {
+			t.Errorf("%s: the sum is not that of the file", file)
+		}
+		listed = append(listed, file)
+	}
+	entries, err := os.ReadDir(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if e.Name() != sumsFile && !slices.Contains(listed, e.Name()) {
+			t.Errorf("%s has no sum", e.Name())
+		}
+	}
+}
+
+func checkProvenance(t *testing.T, out string) {
+	t.Helper()
+	var statement struct {
+		Type          string `json:"_type"`
+		PredicateType string `json:"predicateType"`
+		Subject       []struct {
+			Name   string            `json:"name"`
+			Digest map[string]string `json:"digest"`
+		} `json:"subject"`
+	}
+	if err := json.Unmarshal(read(t, out, provenanceFile), &statement); err != nil {
+		t.Fatal(err)
+	}
+	if statement.Type != "https://in-toto.io/Statement/v1" || statement.PredicateType != predicateType {
+		t.Errorf("%s of %s", statement.Type, statement.PredicateType)
+	}
+	if len(statement.Subject) != 2 {
+		t.Errorf("%d subjects, want archive and SBOM", len(statement.Subject))
+	}
+	for _, s := range statement.Subject {
+		sum := sha256.Sum256(read(t, out, s.Name))
+		if s.Digest["sha256"] != hex.EncodeToString(sum[:]) {
+			t.Errorf("%s: its digest is another", s.Name)
+		}
+	}
+}
+
+func TestWhatSomebodyBuiltForThemselvesIsNoRelease(t *testing.T) {
+	built := build(t, "linux", "GO_BUILD=go build -buildvcs=false -tags grpcnotrace")
+	if _, err := readPrograms(t.Context(), built, "../.."); err == nil || !strings.Contains(err.Error(), "-trimpath") {
+		t.Errorf("got %v, want a word of -trimpath", err)
+	}
+	built = build(t, "linux", "GO_BUILD=go build -trimpath -buildvcs=false -tags mine")
+	if _, err := readPrograms(t.Context(), built, "../.."); err == nil || !strings.Contains(err.Error(), "-tags=mine") {
+		t.Errorf("got %v, want a word of -tags=mine", err)
+	}
+}
+
+func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
+	at := time.Date(2026, 3, 4, 5, 6, 8, 0, time.FixedZone("somewhere", 5400))
+	entries := []entry{{"bin/b", 0o755, []byte("program")}, {"a", 0o644, nil}, {"bin/a/c", 0o644, []byte("text")}}
+	turned := slices.Clone(entries)
+	slices.Reverse(turned)
+	want := []string{"base/ drwxr-xr-x", "base/a -rw-r--r--", "base/bin/ drwxr-xr-x", "base/bin/a/ drwxr-xr-x", "base/bin/a/c -rw-r--r--", "base/bin/b -rwxr-xr-x"}
+	for kind, f := range map[string]struct {
+		pack func(string, []entry, time.Time) ([]byte, error)
+		list func(*testing.T, []byte) []string
+	}{"tar.gz": {packTarGz, listTarGz}, "zip": {packZip, listZip}} {
+		one, err := f.pack("base", entries, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		two, err := f.pack("base", turned, at.UTC())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(one, two) {
+			t.Errorf("%s: order or time zone shows", kind)
+		}
+		if got := f.list(t, one); !slices.Equal(got, want) {
+			t.Errorf("%s: has %q, want %q", kind, got, want)
+		}
+	}
+}
+
+func listTarGz(t *testing.T, packed []byte) (list []string) {
+	t.Helper()
+	uncompressed, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reader := tar.NewReader(uncompressed); ; {
+		header, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			return list
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if header.Uid != 0 || header.Gid != 0 || header.ModTime.Unix() != time.Date(2026, 3, 4, 3, 36, 8, 0, time.UTC).Unix() {
+			t.Errorf("%s: owner %d:%d, time %s", header.Name, header.Uid, header.Gid, header.ModTime)
+		}
+		list = append(list, header.Name+" "+header.FileInfo().Mode().String())
+	}
+}
+
+func listZip(t *testing.T, packed []byte) (list []string) {
+	t.Helper()
+	reader, err := zip.NewReader(bytes.NewReader(packed), int64(len(packed)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range reader.File {
+		list = append(list, file.Name+" "+file.Mode().String())
+	}
+	return list
+}
