@@ -52,6 +52,6 @@ for ARCH in $ARCH; do
   GOOS=linux GOARCH=$ARCH make build OUT="$stage" VERSION="$VERSION" COMMIT="$COMMIT" >/dev/null
   find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
   for packager in deb rpm; do
-    (cd "$stage" && "$work/nfpm" package --config nfpm.yaml --packager "$packager" --target "$dist/") | grep -v '^using ' || true
+    (cd "$stage" && "$work/nfpm" package --config nfpm.yaml --packager "$packager" --target "$dist/")
   done
 done
