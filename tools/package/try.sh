@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tries the packages from nothing, where Debian's mmdebstrap can make a system: installs them, asks the program, upgrades with a changed file of the operator's, removes and purges; the same of the .rpm with an RPM database of its own. Where
-# systemd can be booted in a container, the units run for real. Needs root. What could not be tried is said: "NOT RUN: why".
+# Tries the packages from nothing, where Debian's mmdebstrap can make a system: installs them, asks the program, upgrades with a changed file of the operator's, removes and purges; the same of the .rpm with an RPM database of its own.
+# The units do not run here. Needs root. What could not be tried is said: "NOT RUN: why".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${VERSION:?make package-test says it}" "${COMMIT:?make package-test says it}"
