@@ -34,7 +34,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image release release-check
+.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image release release-check packages package-test
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,6 +112,12 @@ release: ## Build what is released into dist/: archives, SBOMs, provenance, chec
 
 release-check: ## Make the release twice, in two clones that differ in all they may, and compare the bytes (the second compiles everything anew)
 	@tools/release.sh --check
+
+packages: ## Build dist/*.deb and dist/*.rpm for Linux (ARCH="amd64 arm64")
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' tools/package/build.sh
+
+package-test: ## Install, upgrade and remove the packages in systems made for it (Debian, root, 5 minutes; installs Debian's mmdebstrap, rpm, lintian)
+	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' tools/package/try.sh
 
 clean: ## Remove what was built
 	rm -rf bin dist

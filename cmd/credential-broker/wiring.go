@@ -29,6 +29,7 @@ func commands(opts *options) []*cobra.Command {
 		agentCommand(opts), statusCommand(opts), forgetCommand(opts),
 		kubeletConfigCommand(opts), migrateCommand(), dockerCredentialCommand(opts),
 		backendsCommand(opts), conformanceCommand(opts), conformanceHostCommand(),
+		newManualCommand(),
 		versionCommand(),
 	}
 }

@@ -95,9 +95,8 @@ func (r *release) git(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 func output(ctx context.Context, program string, args ...string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, program, args...).Output()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	out, err := exec.CommandContext(ctx, program, args...).Output() //nolint:gosec // the programs and their arguments are this file's own
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return nil, fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(string(exit.Stderr)))
 	}
 	return out, err
