@@ -39,13 +39,14 @@ type streams struct {
 	registry *Registry
 	source   string
 	agent    *Process
+	t        testing.TB // whose end the agents do not outlive
 }
 
 func newStreams(t *testing.T, agent bool) *streams {
 	t.Helper()
 	n := New(t)
 	n.OwnMounts = true
-	s := &streams{Node: n, registry: n.Registry(t, map[string]string{"robot": "right"})}
+	s := &streams{Node: n, t: t, registry: n.Registry(t, map[string]string{"robot": "right"})}
 	s.source = s.program(t, "opt/source/slow-provider", fmt.Sprintf(source, s.registry.Host))
 	settings := fmt.Sprintf("log: {file: %s}\n", n.path("var-log/broker.log"))
 	if agent {
@@ -142,6 +143,9 @@ func (s *streams) run(t *testing.T, name string, happen ...func()) outcome {
 		if m := regexp.MustCompile(`ErrImagePull.* pod="default/([a-z0-9-]*)-` + Name + `"`).FindStringSubmatch(line); m != nil && !slices.Contains(o.failed, m[1]) {
 			o.failed = append(o.failed, m[1])
 		}
+		if strings.Contains(line, `"Failed to provide credentials for image"`) {
+			t.Logf("the kubelet: %s", strings.TrimSpace(line))
+		}
 	}
 	t.Logf("%s: %d pods run; the kubelet ran the plugin %d times, of which %d failed; pods with a failed pull on the way: %d %v", name, len(images), o.runs, o.errors, len(o.failed), o.failed)
 	return o
@@ -182,7 +186,7 @@ func (o outcome) crashed(t *testing.T, hit int) {
 	}
 }
 
-// killer kills what works for the calls that are under way, and counts these. Natively that is the provider; else the backend, which is its parent.
+// killer kills what works for the calls that are under way, and counts these. Natively that is the provider; else the backend.
 func (s *streams) killer(t *testing.T, hit *int, whom func(source int) int) func() {
 	return func() {
 		for _, pid := range s.working(t) {
@@ -196,7 +200,17 @@ func (s *streams) killer(t *testing.T, hit *int, whom func(source int) int) func
 }
 
 func itself(source int) int { return source }
-func parent(source int) int { return processes()[source] }
+
+// backend is the process of the backend that has the source work; there may be one between them.
+func (s *streams) backend(source int) (found int) {
+	backends, parents := running(s.Libexec+"/backends"), processes()
+	for pid := source; pid > 1; pid = parents[pid] {
+		if slices.Contains(backends, pid) {
+			found = pid
+		}
+	}
+	return found
+}
 
 // fill leaves no room on the broker's disks, neither for a byte nor for a file.
 func (s *streams) fill(t *testing.T) {
@@ -264,56 +278,75 @@ providers:
 func TestStandaloneAStreamOfPodsRunsWhateverHappensToTheBroker(t *testing.T) {
 	s := newStreams(t, false)
 	s.start(t, false)
-	s.run(t, "quiet").unharmed(t)
+	t.Run("quiet", func(t *testing.T) { s.run(t, "quiet").unharmed(t) })
+	t.Run("crash", s.crash)
+	t.Run("full", func(t *testing.T) {
+		s.run(t, "full", func() { s.fill(t) }, func() {}, func() { s.empty(t) }).unharmed(t)
+	})
+	t.Run("upgrade", func(t *testing.T) {
+		first, second := s.release(t, "9.9.1"), s.release(t, "9.9.2")
+		s.run(t, "upgrade", func() { s.upgrade(t, first) }, func() { s.upgrade(t, second) }).unharmed(t)
+	})
+}
 
+func (s *streams) crash(t *testing.T) {
 	hit := 0
-	kill := s.killer(t, &hit, parent)
+	kill := s.killer(t, &hit, s.backend)
 	s.run(t, "crash", kill, kill).crashed(t, hit)
-
-	s.run(t, "full", func() { s.fill(t) }, func() {}, func() { s.empty(t) }).unharmed(t)
-
-	first, second := s.release(t, "9.9.1"), s.release(t, "9.9.2")
-	s.run(t, "upgrade", func() { s.upgrade(t, first) }, func() { s.upgrade(t, second) }).unharmed(t)
 }
 
 func TestStandaloneAStreamOfPodsRunsWhateverHappensToTheAgent(t *testing.T) {
 	s := newStreams(t, true)
 	s.start(t, true)
-	s.run(t, "quiet").unharmed(t)
-	if status, err := s.AgentStatus(); err != nil || status.Requests < rounds*podsARound {
-		t.Errorf("the agent has served %d requests, %v", status.Requests, err)
-	}
+	t.Run("quiet", func(t *testing.T) {
+		s.run(t, "quiet").unharmed(t)
+		if status, err := s.AgentStatus(); err != nil || status.Requests < rounds*podsARound {
+			t.Errorf("the agent has served %d requests, %v", status.Requests, err)
+		}
+	})
+	t.Run("crash", s.crash)
+	t.Run("sigkill", s.agentKilled)
+	t.Run("full", s.agentOnAFullDisk)
+	t.Run("upgrade", s.agentSucceeded)
+}
 
-	hit := 0
-	kill := s.killer(t, &hit, parent)
-	s.run(t, "crash", kill, kill).crashed(t, hit)
-
+func (s *streams) agentKilled(t *testing.T) {
 	s.run(t, "sigkill", func() {
 		s.agent.kill()
 		t.Logf("killed the agent, process %d; none is there", s.agent.PID())
 	}, func() {
-		s.agent = s.StartAgent(t)
-		t.Logf("started an agent, process %d", s.agent.PID())
+		s.restartAgent(t)
 	}, func() {
-		s.agent.kill()
-		s.agent = s.StartAgent(t)
-		t.Logf("killed it, and started process %d", s.agent.PID())
+		s.restartAgent(t)
 	}).unharmed(t)
-	if log := s.brokersLog(t); !strings.Contains(log, "the agent was not used") {
+	if log := s.within(t, "cat", s.path("var-log/broker.log")); !strings.Contains(log, "the agent was not used") {
 		t.Errorf("no pull noticed that the agent was killed: the kubelet's program says nothing of it:\n%s", tail(log))
 	}
+}
 
+// restartAgent has another agent serve; whatever agent is there is killed.
+func (s *streams) restartAgent(t *testing.T) {
+	t.Helper()
+	s.agent.kill()
+	t.Log("killed what was left of the agent, and started another")
+	s.agent = s.StartAgent(s.t)
+}
+
+// agentOnAFullDisk kills the agent and starts it where there is no room for its socket, nor for a backend's.
+func (s *streams) agentOnAFullDisk(t *testing.T) {
 	s.run(t, "full", func() { s.fill(t) }, func() {
 		s.agent.kill()
+		s.fill(t) // the room that it leaves
 		var err error
 		if s.agent, err = s.startProcess("agent", s.Within(filepath.Join(s.Libexec, "credential-broker"), "--config", s.Config, "agent")); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("killed the agent and started another one where there is no room for its socket")
+		t.Log("killed the agent and started another one on a full disk")
 	}, func() { s.empty(t) }).unharmed(t)
-	s.agent.kill()
-	s.agent = s.StartAgent(t)
+	s.restartAgent(t)
+}
 
+func (s *streams) agentSucceeded(t *testing.T) {
 	first, second := s.release(t, "9.9.1"), s.release(t, "9.9.2")
 	succeeded := func(release, version string) func() {
 		return func() {
@@ -330,10 +363,4 @@ func TestStandaloneAStreamOfPodsRunsWhateverHappensToTheAgent(t *testing.T) {
 		}
 	}
 	s.run(t, "upgrade", succeeded(first, "9.9.1"), succeeded(second, "9.9.2")).unharmed(t)
-}
-
-// brokersLog is the log that the broker writes where it was told to, and the agent's.
-func (s *streams) brokersLog(t *testing.T) string {
-	t.Helper()
-	return s.within(t, "cat", s.path("var-log/broker.log"))
 }
