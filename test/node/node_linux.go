@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"text/template"
 	"time"
@@ -29,6 +30,7 @@ type Node struct {
 	BinDir    string // the kubelet's --image-credential-provider-bin-dir
 	Providers string // the kubelet's --image-credential-provider-config
 	Kubelet   *Process
+	OwnMounts bool // the kubelet, and so the broker, sees mounts of its own: what Within mounts is there for nobody else on the machine
 
 	containerd *Process
 	packages   string // where Debian's programs are
@@ -342,7 +344,11 @@ func (n *Node) StartKubelet(t testing.TB) {
 	if n.cluster != nil {
 		args = append(args, "--kubeconfig", n.cluster.kubeconfig)
 	}
-	p, err := n.startProcess("kubelet", exec.Command(n.kubelet, args...))
+	command := exec.Command(n.kubelet, args...)
+	if n.OwnMounts {
+		command.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	}
+	p, err := n.startProcess("kubelet", command)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -359,6 +365,44 @@ func (n *Node) RestartKubelet(t testing.TB) {
 	t.Helper()
 	n.Kubelet.end(grace)
 	n.StartKubelet(t)
+}
+
+// Within is a command that sees the mounts that the kubelet sees.
+func (n *Node) Within(args ...string) *exec.Cmd {
+	command := exec.Command("nsenter", append([]string{"--target", fmt.Sprint(n.Kubelet.PID()), "--mount", "--"}, args...)...)
+	command.Env = n.env()
+	return command
+}
+
+// StartAgent starts the broker's agent as a service manager would, and waits until it serves.
+func (n *Node) StartAgent(t testing.TB) *Process {
+	t.Helper()
+	p, err := n.startProcess("agent", n.Within(filepath.Join(n.Libexec, "credential-broker"), "--config", n.Config, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	await(t, "the agent", p, func() (bool, string) {
+		status, err := n.AgentStatus()
+		return err == nil && status.PID == p.PID(), fmt.Sprint(err)
+	})
+	return p
+}
+
+// AgentStatus is what an agent says of itself.
+type AgentStatus struct {
+	Version  string `json:"version"`
+	PID      int    `json:"pid"`
+	Requests int    `json:"requests"`
+}
+
+// AgentStatus is what `credential-broker status` says of the agent that serves.
+func (n *Node) AgentStatus() (status AgentStatus, err error) {
+	output, err := n.Within(filepath.Join(n.Libexec, "credential-broker"), "--config", n.Config, "status", "-o", "json").Output()
+	if err != nil {
+		return status, fmt.Errorf("no agent answers: %w", err)
+	}
+	return status, json.Unmarshal(output, &status)
 }
 
 // read gives a page of the kubelet's that needs no password, such as "/metrics".

@@ -38,7 +38,10 @@ func (n *Node) startProcess(name string, cmd *exec.Cmd) (*Process, error) {
 		cmd.Env = n.env()
 	}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = n.Dir, output, output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()

@@ -68,12 +68,7 @@ func (r *Registry) start(t testing.TB, passwords map[string]string) {
 	values := map[string]any{"Files": r.node.path(program), "Host": r.behind}
 	if len(passwords) != 0 {
 		r.private = true
-		var lines strings.Builder
-		for user, password := range passwords {
-			lines.WriteString(passwordLine(t, user, password))
-		}
-		lines.WriteString(passwordLine(t, "pusher", r.pusher))
-		values["Passwords"] = r.node.Write(t, program+".htpasswd", lines.String())
+		values["Passwords"] = r.Passwords(t, passwords)
 	}
 	config := r.node.Write(t, program+".yaml", fill(t, registryConfig, values))
 	p, err := r.node.startProcess(program, exec.Command(filepath.Join(r.node.packages, "usr/bin/docker-registry"), "serve", config))
@@ -89,6 +84,17 @@ func (r *Registry) start(t testing.TB, passwords map[string]string) {
 		_ = connection.Close()
 		return true, ""
 	})
+}
+
+// Passwords changes who is let in; the registry reads the file again when it has changed.
+func (r *Registry) Passwords(t testing.TB, passwords map[string]string) (file string) {
+	t.Helper()
+	var lines strings.Builder
+	for user, password := range passwords {
+		lines.WriteString(passwordLine(t, user, password))
+	}
+	lines.WriteString(passwordLine(t, "pusher", r.pusher))
+	return r.node.Write(t, "registry-"+strings.ReplaceAll(r.Host, ":", "-")+".htpasswd", lines.String())
 }
 
 func passwordLine(t testing.TB, user, password string) string {

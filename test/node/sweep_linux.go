@@ -47,6 +47,10 @@ func sweep(dir string) error {
 		}
 		gone(pid)
 	}
+	for _, pid := range running(dir) { // an agent's successor is nobody's child
+		_ = unix.Kill(pid, syscall.SIGKILL)
+		gone(pid)
+	}
 	bundles, _ := filepath.Glob(filepath.Join(dir, "containerd/state/io.containerd.runtime.v2.task/k8s.io/*"))
 	for _, bundle := range bundles {
 		// A shim's socket lies where containerd 1.6 puts it whatever its configuration says.
@@ -90,6 +94,17 @@ func shims(dir string) []int {
 	for pid := range processes() {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err == nil && bytes.Contains(line, []byte("containerd-shim")) && bytes.Contains(line, []byte("\x00"+dir+"/")) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}
+
+// running are the processes whose program is a file below a directory, or was when they began.
+func running(dir string) []int {
+	var found []int
+	for pid := range processes() {
+		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasPrefix(program, dir+"/") {
 			found = append(found, pid)
 		}
 	}
