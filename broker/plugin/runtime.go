@@ -183,11 +183,23 @@ func (rt *Runtime) workIn() (base string, err error) {
 	return filepath.Dir(dir), err
 }
 
-// make takes the first base directory that will do.
+// make takes the first base directory that will do. One that is all but full has its turn after the others: the directory may still fit, and then no backend's socket does.
 func (rt *Runtime) make() error {
 	var reasons []error
+	var tight []string
 	for _, base := range rt.baseDirs {
-		err := rt.makeIn(base)
+		err := rt.makeIn(base, roomy)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errTight):
+			tight = append(tight, base)
+		default:
+			reasons = append(reasons, err)
+		}
+	}
+	for _, base := range tight {
+		err := rt.makeIn(base, func(string) bool { return true })
 		if err == nil {
 			return nil
 		}
@@ -196,8 +208,8 @@ func (rt *Runtime) make() error {
 	return systemError(fmt.Errorf("no directory for the backends' sockets: %w", errors.Join(reasons...)))
 }
 
-// makeIn makes a directory in base and locks it. The lock ends with this process, and tells the next one that nobody uses the directory any more.
-func (rt *Runtime) makeIn(base string) error {
+// makeIn makes a directory in base, if that is roomy, and locks it. The lock ends with this process, and tells the next one that nobody uses the directory any more.
+func (rt *Runtime) makeIn(base string, roomy func(base string) bool) error {
 	if len(base) > maxBase {
 		return fmt.Errorf("%s: a unix socket's path would not fit (at most %d bytes for this part)", base, maxBase)
 	}
@@ -205,6 +217,9 @@ func (rt *Runtime) makeIn(base string) error {
 		return err
 	}
 	rt.sweeps.Go(func() { sweep(base) })
+	if !roomy(base) {
+		return errTight
+	}
 	for range 10 { // a sweeper may lock a directory between its making and its locking
 		dir := filepath.Join(base, dirPrefix+strings.ToLower(rand.Text()[:dirRandom]))
 		err := os.Mkdir(dir, 0o700)
@@ -226,6 +241,12 @@ func (rt *Runtime) makeIn(base string) error {
 	}
 	return fmt.Errorf("%s: other brokers keep taking what is made there", base)
 }
+
+// errTight is makeIn's: there is little room in the base directory, or none.
+var errTight = errors.New("little room")
+
+// leastFiles is how many files a file system must still have room for to count as roomy: eight backends' directories and sockets, and their slots.
+const leastFiles = 24
 
 // errTaken is lockDir's: another process has the lock, or has removed the directory.
 var errTaken = errors.New("taken by another process")

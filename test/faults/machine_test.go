@@ -96,6 +96,18 @@ func TestAFullDisk(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a few inodes are left in the first place, and room in the others", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		config := b.both(nil)
+		for left := range 8 {
+			then := fmt.Sprintf("if [ $place = /run ]; then\n%s\nn=0; while [ $n -lt %d ]; do i=$((i-1)); n=$((n+1)); rmdir $place/fill$i; done\nfi", fillInodes, left)
+			o := b.run(command{args: []string{"--config", config}, stdin: request(""), namespace: true, before: b.elsewhere("nr_inodes=60", then)})
+			if !b.eitherWay(o) {
+				t.Errorf("with %d left: exit status %d, stderr:\n%s", left, o.code, clip(o.stderr))
+			}
+		}
+	})
 	t.Run("some inodes are left", func(t *testing.T) {
 		t.Parallel()
 		b := newBench(t)
