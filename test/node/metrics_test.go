@@ -35,7 +35,7 @@ func TestStandaloneTheKubeletsMetricsBeforeAndAfter(t *testing.T) {
 		t.Logf("%s: %.0f runs, %.0f errors, %.0f ms each", m.label, m.count, m.errors, 1000*m.seconds/m.count)
 	}
 	if file := os.Getenv("NODE_PICTURE"); file != "" {
-		if err := os.WriteFile(filepath.Clean(file), []byte(metricsPicture(all)), 0o644); err != nil { //nolint:gosec // G306: it is a picture for the documentation
+		if err := os.WriteFile(filepath.Clean(file), []byte(metricsPicture(all)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -402,7 +402,8 @@ func (n *Node) AgentStatus() (status AgentStatus, err error) {
 	if err != nil {
 		return status, fmt.Errorf("no agent answers: %w", err)
 	}
-	return status, json.Unmarshal(output, &status)
+	err = json.Unmarshal(output, &status)
+	return status, err
 }
 
 // read gives a page of the kubelet's that needs no password, such as "/metrics".

@@ -89,7 +89,7 @@ func (s *streams) within(t *testing.T, args ...string) string {
 func (s *streams) program(t *testing.T, name, content string) string {
 	t.Helper()
 	file := s.Write(t, name, content)
-	if err := os.Chmod(file, 0o755); err != nil { //nolint:gosec // G302: it is a program
+	if err := os.Chmod(file, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -141,7 +141,7 @@ func (s *streams) run(t *testing.T, name string, happen ...func()) outcome {
 	o := outcome{runs: s.metric(t, "duration_count") - runs, errors: s.metric(t, "errors_total") - failures}
 	said := false
 	for line := range strings.Lines(s.Kubelet.Log()[log:]) {
-		if m := regexp.MustCompile(`ErrImagePull.* pod="default/([a-z0-9-]*)-` + Name + `"`).FindStringSubmatch(line); m != nil && !slices.Contains(o.failed, m[1]) {
+		if m := regexp.MustCompile(`ErrImagePull.* pod="default/([a-z0-9-]*)-` + Name + `"`).FindStringSubmatch(line); len(m) == 2 && !slices.Contains(o.failed, m[1]) {
 			o.failed = append(o.failed, m[1])
 		}
 		if said = strings.Contains(line, `"Failed to provide credentials for image"`) || said && strings.HasPrefix(line, "\t"); said { // what the plugin said follows, indented
@@ -238,7 +238,7 @@ func (s *streams) release(t *testing.T, version string) (dir string) {
 	dir = s.path("releases", version)
 	command := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-ldflags", "-X main.version="+version, "-o", dir+"/", "./cmd/credential-broker", "./cmd/credential-backend-exec")
 	command.Dir, command.Env = filepath.Join(sourceDir(), "../.."), append(os.Environ(), "CGO_ENABLED=0")
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // G301: as packages make it
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if output, err := command.CombinedOutput(); err != nil {
