@@ -63,7 +63,7 @@ test: build ## Run every test, of this module, those below test/ and the example
 vault-server: ## Build the real Vault server that tests run (10 to 20 minutes the first time on a machine; make test does it too)
 	@go run ./test/vaultserver/build
 
-node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 15 minutes the first time, then 2; SCENARIOS=standalone needs no API server)
+node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 10 minutes, and 15 more the first time; SCENARIOS=standalone needs no API server)
 	@tools/node-test.sh '$(SCENARIOS)'
 
 race: build ## Run the tests under the race detector, save those of programs that it does not see into (MODULES=, PKGS=)

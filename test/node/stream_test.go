@@ -333,8 +333,7 @@ func (s *streams) restartAgent(t *testing.T) {
 	s.agent = s.StartAgent(s.t)
 }
 
-// agentOnAFullDisk kills the agent and starts it where there is no room for its socket, nor for a backend's. It does not demand that no pull fails, for some do: a disk on which there is room for one more directory and nothing in
-// it is chosen by the broker, which then does not try the next place (docs/node-test.md). All pods run in the end.
+// agentOnAFullDisk kills the agent and starts it where there is no room for its socket, nor for a backend's: what the agent leaves is room for a directory and nothing in it.
 func (s *streams) agentOnAFullDisk(t *testing.T) {
 	s.run(t, "full", func() { s.fill(t) }, func() {
 		s.agent.kill()
@@ -344,7 +343,7 @@ func (s *streams) agentOnAFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Log("killed the agent and started another one on a full disk")
-	}, func() { s.empty(t) })
+	}, func() { s.empty(t) }).unharmed(t)
 	s.restartAgent(t)
 }
 
