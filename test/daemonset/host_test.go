@@ -53,7 +53,9 @@ func write(t *testing.T, path string, content []byte, mode os.FileMode) {
 func configMap(t *testing.T, dir, user string) {
 	t.Helper()
 	credentials := filepath.Join(filepath.Dir(dir), user+".json")
-	write(t, credentials, fmt.Appendf(nil, `{"auths":{"registry.example":{"username":%q,"password":"secret"}}}`, user), 0o600)
+	if _, err := os.Stat(credentials); err != nil { // a file that is written anew is empty for a moment, and somebody may be reading it
+		write(t, credentials, fmt.Appendf(nil, `{"auths":{"registry.example":{"username":%q,"password":"secret"}}}`, user), 0o600)
+	}
 	text := fmt.Sprintf("apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\nproviders:\n- name: files\n  backend: dockerconfig\n  matchImages: [registry.example]\n  config:\n    file: %s\n", credentials)
 	write(t, filepath.Join(dir, "config.yaml"), []byte(text), 0o644)
 }
