@@ -338,6 +338,10 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.withTokens()
 			n.program.version = "Kubernetes v1.33.4"
 		}, "WRONG service account tokens: v1.33.4 does not know tokenAttributes", "1.34", ""},
+		{"tokens for a kubelet of 1.31", func(n *node) {
+			n.withTokens()
+			n.program.version = "Kubernetes v1.31.14"
+		}, "WRONG service account tokens: v1.31.14 does not know tokenAttributes, passes over them", "1.34", ""},
 		{"tokens that a feature gate forbids", func(n *node) {
 			n.withTokens()
 			n.write("/var/lib/kubelet/config.yaml", "featureGates:\n  KubeletServiceAccountTokenForCredentialProviders: false\n")
