@@ -34,7 +34,7 @@ GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-X ma
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
 
-.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image release release-check packages package-test
+.PHONY: help build broker vault-server demo demo-vault dashboard test node-test race soak lint fmt generate check-generate bench fuzz cross clean image release release-check packages package-test kubelet-versions
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test: build ## Run every test, of this module, those below test/ and the example
 
 vault-server: ## Build the real Vault server that tests run (10 to 20 minutes the first time on a machine; make test does it too)
 	@go run ./test/vaultserver/build
+
+kubelet-versions: build ## Run the built broker with the oldest supported kubelet's code (3 to 9 minutes to compile the first time)
+	@MODULES=test/kubelet/oldest PKGS=. tools/test.sh
 
 node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 10 minutes, and 15 more the first time; SCENARIOS=standalone needs no API server)
 	@tools/node-test.sh '$(SCENARIOS)'

@@ -284,10 +284,10 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			"a kubelet configuration that everybody can write", func(n *node) { n.chmod("/etc/kubernetes/providers.yaml", 0o646) },
 			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod o-w /etc/kubernetes/providers.yaml", "",
 		},
-		{"a directory for a kubelet before 1.37", func(n *node) {
+		{"a directory for a kubelet before 1.34", func(n *node) {
 			n.remove("/etc/kubernetes/providers.yaml")
 			n.write("/etc/kubernetes/providers.yaml/a.yaml", entries)
-			n.program.version = "Kubernetes v1.36.0"
+			n.program.version = "Kubernetes v1.33.4"
 		}, "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is a directory", "name a file", ""},
 		{"a bin directory that is not there", func(n *node) { n.remove("/opt/providers") }, "WRONG kubelet's bin directory: /opt/providers is not there", "mkdir -p /opt/providers && credential-broker kubelet-config --link --bin-dir /opt/providers", whatProgram},
 		{"a bin directory that everybody can write", func(n *node) { n.chmod("/opt/providers", 0o757) }, "WRONG kubelet's bin directory: /opt/providers is not safe", "chmod o-w /opt/providers", whatProgram},
@@ -338,6 +338,10 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.withTokens()
 			n.program.version = "Kubernetes v1.33.4"
 		}, "WRONG service account tokens: v1.33.4 does not know tokenAttributes", "1.34", ""},
+		{"tokens for a kubelet of 1.31", func(n *node) {
+			n.withTokens()
+			n.program.version = "Kubernetes v1.31.14"
+		}, "WRONG service account tokens: v1.31.14 does not know tokenAttributes, passes over them", "1.34", ""},
 		{"tokens that a feature gate forbids", func(n *node) {
 			n.withTokens()
 			n.write("/var/lib/kubelet/config.yaml", "featureGates:\n  KubeletServiceAccountTokenForCredentialProviders: false\n")

@@ -429,6 +429,8 @@ func (e *examination) lookAtTokens() {
 	}
 	gate := e.Node.tokensGate(args)
 	switch {
+	case e.olderThan(32): // the configuration is read strictly only since then
+		e.wrong(whatTokens, "upgrade the kubelet to 1.34 or later, or remove tokenAttributes and print the entry anew", "%s does not know tokenAttributes, passes over them, and runs the broker without a token", e.version)
 	case e.olderThan(34):
 		e.wrong(whatTokens, "upgrade the kubelet to 1.34 or later, or remove tokenAttributes and print the entry anew", "%s does not know tokenAttributes as they are since 1.34, and does not start with them", e.version)
 	case gate == "false":

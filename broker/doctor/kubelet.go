@@ -245,8 +245,8 @@ func (e *examination) readKubeletConfig() {
 		}
 		return
 	}
-	if info.IsDir() && e.olderThan(37) {
-		e.wrong(whatKubeConfig, "name a file in it instead: --"+flagConfig+"="+quote(filepath.Join(path, "credential-broker.yaml")), "%s is a directory, which kubelets read since 1.37, and this one is %s", path, e.version)
+	if info.IsDir() && e.olderThan(34) {
+		e.wrong(whatKubeConfig, "name a file in it instead: --"+flagConfig+"="+quote(filepath.Join(path, "credential-broker.yaml")), "%s is a directory, which kubelets read since 1.34, and this one is %s", path, e.version)
 	}
 	all, err := kubelet.ReadConfig(e.Node.outside(path))
 	if problems, ok := errors.AsType[config.Problems](err); ok {

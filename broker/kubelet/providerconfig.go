@@ -62,7 +62,7 @@ type TokenAttributes struct {
 	OptionalServiceAccountAnnotationKeys []string
 }
 
-// ReadConfig reads a CredentialProviderConfig as the kubelet does: a file, or all *.json, *.yaml and *.yml of a directory in lexical order (since 1.37), strictly. Besides it
+// ReadConfig reads a CredentialProviderConfig as the kubelet does: a file, or all *.json, *.yaml and *.yml of a directory in lexical order (since 1.34), strictly. Besides it
 // applies the kubelet's validation. The error is config.Problems, except where a file cannot be opened.
 func ReadConfig(path string) (*CredentialProviderConfig, error) {
 	info, err := os.Stat(path)

@@ -24,7 +24,8 @@ func kubeletConfigCommand(opts *options) *cobra.Command {
 		Short: "Print the kubelet's CredentialProviderConfig that covers the configured providers",
 		Long: `Print the kubelet's CredentialProviderConfig that covers the configured providers: one entry wherever that is right. Providers with
 tokenAttributes get an entry for each audience, since the kubelet has one audience for an entry and asks for a token before it runs us; what
-the cluster has to allow for that is printed as a comment, or by itself with --rbac.`,
+the cluster has to allow for that is printed as a comment, or by itself with --rbac. Entries are for kubelets since 1.26, those with
+tokenAttributes since 1.34: older ones pass over them (to 1.31) or do not start (1.32 and 1.33).`,
 		Example: `  credential-broker kubelet-config > /etc/kubernetes/credential-provider.yaml
   credential-broker kubelet-config --match '*.example,*.*.example'      # room for providers to come, without a kubelet restart
   credential-broker kubelet-config --link --bin-dir /usr/libexec/kubernetes/credential-provider
