@@ -231,6 +231,15 @@ func TestNothingIsWrongWithAHealthyNode(t *testing.T) {
 			n.startAt(time.Now().Add(time.Hour), "/usr/local/bin/k3s server")
 			n.write("/etc/rancher/k3s/config.yaml", "kubelet-arg:\n- \"image-credential-provider-config=/etc/kubernetes/providers.yaml\"\n- 'image-credential-provider-bin-dir=/opt/providers'\n")
 		},
+		"microk8s": func(n *node) {
+			n.startAt(time.Now().Add(time.Hour), "/snap/microk8s/1/kubelite --kubelet-args-file=/var/snap/microk8s/current/args/kubelet")
+			n.write("/var/snap/microk8s/current/args/kubelet", strings.ReplaceAll(kubeletFlags, " --", "\n--")+"\n")
+		},
+		"EKS, not running": func(n *node) {
+			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+			n.options.UID = 1000
+			n.write("/etc/eks/kubelet/environment", "NODEADM_KUBELET_ARGS=--image-credential-provider-config=/etc/eks/image-credential-provider/config.json "+kubeletFlags+"\n")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := healthy(t)

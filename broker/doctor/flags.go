@@ -50,14 +50,17 @@ type flagFiles struct {
 	read []string
 }
 
-// flagPlaces are files with flags of the kubelet's, by globs; the later wins, as on the command line that the unit of kubeadm makes of them.
+// flagPlaces are files with flags of the kubelet's, by globs; the later wins, as on the command line that the unit of kubeadm makes of them. docs/platforms says whose they are.
 var flagPlaces = []string{
 	"/usr/lib/systemd/system/kubelet.service", "/lib/systemd/system/kubelet.service", "/etc/systemd/system/kubelet.service",
 	"/usr/lib/systemd/system/kubelet.service.d/*.conf", "/etc/systemd/system/kubelet.service.d/*.conf",
-	"/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet", "/etc/kubernetes/kubelet/kubelet.env",
+	"/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet", "/etc/eks/kubelet/environment",
 	"/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/*.yaml", "/etc/rancher/rke2/config.yaml", "/etc/rancher/rke2/config.yaml.d/*.yaml",
-	"/var/snap/microk8s/current/args/kubelet",
+	microk8sArgs,
 }
+
+// microk8sArgs is the file that microk8s's kubelite reads the kubelet's flags from.
+const microk8sArgs = "/var/snap/microk8s/current/args/kubelet"
 
 // k3sDefaults is where k3s looks if no flag says otherwise and the files are there (its --image-credential-provider-config and -bin-dir).
 var k3sDefaults = flags{config: "/var/lib/rancher/credentialprovider/config.yaml", binDir: "/var/lib/rancher/credentialprovider/bin", from: "k3s's default"}

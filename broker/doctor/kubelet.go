@@ -82,8 +82,16 @@ func (e *examination) restart() string {
 	switch {
 	case e.kubelet != nil && e.kubelet.Unit != "":
 		unit = e.kubelet.Unit
-	case e.Node.exists("/etc/rancher/k3s"):
+	case e.Node.exists("/var/lib/rancher/k3s/server"):
 		unit = "k3s"
+	case e.Node.exists("/etc/rancher/k3s"):
+		unit = "k3s-agent"
+	case e.Node.exists("/var/lib/rancher/rke2/server"):
+		unit = "rke2-server"
+	case e.Node.exists("/etc/rancher/rke2"):
+		unit = "rke2-agent"
+	case e.Node.exists(microk8sArgs):
+		unit = "snap.microk8s.daemon-kubelite"
 	}
 	return "systemctl daemon-reload && systemctl restart " + unit
 }
@@ -93,6 +101,12 @@ func (e *examination) flagsGoTo() string {
 	switch {
 	case e.kubelet != nil && filepath.Base(e.kubelet.Args[0]) == "k3s", e.Node.exists("/etc/rancher/k3s"):
 		return "below kubelet-arg: in /etc/rancher/k3s/config.yaml"
+	case e.Node.exists("/etc/rancher/rke2"):
+		return "below kubelet-arg: in /etc/rancher/rke2/config.yaml"
+	case e.Node.exists(microk8sArgs):
+		return "to " + microk8sArgs
+	case e.Node.exists("/etc/eks"):
+		return "to spec.kubelet.flags of the node's NodeConfig"
 	case e.Node.exists("/etc/sysconfig"):
 		return "to KUBELET_EXTRA_ARGS in /etc/sysconfig/kubelet"
 	default:
@@ -111,10 +125,14 @@ func (e *examination) findFlags() {
 	} else {
 		e.flags = e.settings.flags
 	}
-	k3s := e.kubelet != nil && filepath.Base(e.kubelet.Args[0]) == "k3s"
-	if k3s && e.flags.config == "" && e.flags.binDir == "" { // its configuration file does not show among its arguments
+	name := ""
+	if e.kubelet != nil {
+		name = filepath.Base(e.kubelet.Args[0])
+	}
+	fromFile := name == "k3s" || name == "kubelite" // what their files say does not show among their arguments
+	if fromFile && e.flags.config == "" && e.flags.binDir == "" {
 		e.flags = e.settings.flags
-		if e.flags.config == "" && e.Node.exists(k3sDefaults.config) && e.Node.exists(k3sDefaults.binDir) {
+		if name == "k3s" && e.flags.config == "" && e.Node.exists(k3sDefaults.config) && e.Node.exists(k3sDefaults.binDir) {
 			e.flags = k3sDefaults
 		}
 	}
@@ -132,7 +150,7 @@ func (e *examination) findFlags() {
 	case len(missing) > 0:
 		e.wrong(whatFlags, fmt.Sprintf("add --%s=FILE --%s=DIR %s; then %s", flagConfig, flagBinDir, e.flagsGoTo(), e.restart()), "%s: the kubelet asks nobody for credentials",
 			strings.Join(missing, " and ")+plural(len(missing), " is", " are")+" not given")
-	case e.kubelet != nil && !k3s && (e.settings.config != "" && e.settings.config != e.flags.config || e.settings.binDir != "" && e.settings.binDir != e.flags.binDir):
+	case e.kubelet != nil && !fromFile && (e.settings.config != "" && e.settings.config != e.flags.config || e.settings.binDir != "" && e.settings.binDir != e.flags.binDir):
 		e.note(whatFlags, e.restart(), "%s says otherwise than the kubelet that runs: it holds from the kubelet's next start on", e.settings.from)
 		fallthrough
 	default:

@@ -526,6 +526,37 @@ func TestArchitectureListsEveryDecision(t *testing.T) {
 	}
 }
 
+// TestEveryPlatformIsListedAndSaysWhatWasTried: and who names one of the kubelet's two flags in a block names the other too, since neither does anything alone.
+func TestEveryPlatformIsListedAndSaysWhatWasTried(t *testing.T) {
+	index, err := os.ReadFile(filepath.Join(repo, "docs/platforms.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob(filepath.Join(repo, "docs/platforms/*.md"))
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no platforms were found: %v", err)
+	}
+	for _, path := range pages {
+		name := "platforms/" + filepath.Base(path)
+		if !strings.Contains(string(index), "("+name+")") {
+			t.Errorf("docs/platforms.md does not link to %s", name)
+		}
+		page, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(page), "\n## What was tried\n") {
+			t.Errorf("docs/%s does not say what was tried", name)
+		}
+		for i, part := range strings.Split(string(page), "```") {
+			if i%2 == 1 && strings.Contains(part, "image-credential-provider-config:") != strings.Contains(part, "image-credential-provider-bin-dir:") ||
+				i%2 == 1 && strings.Contains(part, "image-credential-provider-config=") != strings.Contains(part, "image-credential-provider-bin-dir=") {
+				t.Errorf("docs/%s: only one of the two flags in the block%s", name, part)
+			}
+		}
+	}
+}
+
 var update = flag.Bool("update", false, "write examples/kubelet anew")
 
 func TestExamples(t *testing.T) {
