@@ -1,18 +1,25 @@
 package doctor
 
-import "golang.org/x/sys/unix"
+import (
+	"math"
 
-// room says how much is free where path is, in bytes and files, and whether nothing can be written there.
+	"golang.org/x/sys/unix"
+)
+
+// room says how much is free where path is, in bytes and files, and whether nothing can be written there. What a file system does not count is never short.
 func (n Node) room(path string) (bytes, files uint64, readOnly bool, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(n.outside(path), &st); err != nil {
 		return 0, 0, false, err
 	}
-	files = st.Ffree
-	if st.Files == 0 {
-		files = 1 // a file system that does not count them
+	bytes, files = st.Bavail*uint64(st.Bsize), st.Ffree
+	if st.Blocks == 0 {
+		bytes = math.MaxUint64
 	}
-	return st.Bavail * uint64(st.Bsize), files, st.Flags&unix.ST_RDONLY != 0, nil
+	if st.Files == 0 {
+		files = math.MaxUint64
+	}
+	return bytes, files, st.Flags&unix.ST_RDONLY != 0, nil
 }
 
 // writable says whether this process may write there.
