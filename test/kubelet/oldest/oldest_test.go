@@ -159,7 +159,7 @@ func TestTheOldestKubeletAgreesOnGeneratedProviderSets(t *testing.T) {
 	if *flagSeed == 0 {
 		*flagSeed = uint64(time.Now().UnixNano())
 	}
-	r := rand.New(rand.NewPCG(*flagSeed, 0)) //nolint:gosec // test data that a seed repeats
+	r := rand.New(rand.NewPCG(*flagSeed, 0))
 	pick := func(from []string) string { return from[r.IntN(len(from))] }
 	compared, found, several := 0, 0, 0
 	for set := range *flagSets {
