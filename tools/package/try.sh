@@ -7,7 +7,9 @@ cd "$(dirname "$0")/../.."
 export VERSION COMMIT
 [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || { echo 'NOT RUN: needs root on a Debian system'; exit 0; }
 export DEBIAN_FRONTEND=noninteractive
-command -v mmdebstrap rpm lintian systemd-nspawn >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mmdebstrap rpm lintian systemd-container; } >/dev/null
+for program in mmdebstrap rpm lintian; do
+  command -v "$program" >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mmdebstrap rpm lintian; } >/dev/null
+done
 work=$(mktemp -d)
 root=$work/root
 trap 'rm -rf --one-file-system "$work"' EXIT
