@@ -193,19 +193,20 @@ func (c *child) drain(f files) {
 	go func() {
 		defer close(errDone)
 		c.tap.run()
+		c.tap.catchUp()
 		_ = f.stderr.Close()
 	}()
 	greeter := &greeter{child: c, rest: c.stdout}
 	lines := &splitter{emit: greeter.line}
-	_, _ = io.CopyBuffer(writerFunc(func(b []byte) (int, error) { greeter.count(len(b)); return lines.Write(b) }), onlyReader{f.stdout}, make([]byte, 8<<10))
+	// A deadline that has passed keeps what is in the pipe already from being read, and on a busy machine it passes before this goroutine has its turn: hence the catching up.
+	out := &tap{from: f.stdout, to: writerFunc(func(b []byte) (int, error) { greeter.count(len(b)); return lines.Write(b) })}
+	out.run()
+	out.catchUp()
 	lines.end()
 	_ = f.stdout.Close()
 	_ = c.handshake.Close()
 	<-errDone
 }
-
-// onlyReader hides that a file can copy itself, which would go through a buffer of its own.
-type onlyReader struct{ io.Reader }
 
 type writerFunc func([]byte) (int, error)
 
@@ -241,19 +242,22 @@ func (c *child) awaitOwnExit() {
 	}
 }
 
-// await waits until the process has ended and its output has been read, at most for the time given.
+// await waits until the process has ended, at most for the time given, and then until its output has been read, which its end bounds: a busy machine may take all of the first to start with.
 func (c *child) await(atMost time.Duration) {
 	if c.exited == nil {
 		return // never prepared
 	}
 	timer := time.NewTimer(atMost)
 	defer timer.Stop()
-	for _, done := range []chan struct{}{c.exited, c.drained} {
-		select {
-		case <-done:
-		case <-timer.C:
-			return
-		}
+	select {
+	case <-c.exited:
+	case <-timer.C:
+		return
+	}
+	timer.Reset(exitGrace)
+	select {
+	case <-c.drained:
+	case <-timer.C: // what go-plugin does not read any more is not read
 	}
 }
 

@@ -29,13 +29,14 @@ func (t *tap) run() {
 	if err != nil {
 		return
 	}
-	_ = raw.Read(func(fd uintptr) (done bool) {
-		for {
-			if empty, ended := t.round(int(fd)); empty || ended {
-				return ended
-			}
-		}
-	})
+	// Read looks at the deadline whenever it is called, which a survivor of the backend that never stops writing must not keep it from.
+	for ended := false; !ended && err == nil; {
+		err = raw.Read(func(fd uintptr) (done bool) {
+			var empty bool
+			empty, ended = t.round(int(fd))
+			return ended || !empty
+		})
+	}
 }
 
 // catchUp hands on what is in the pipe.
