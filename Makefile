@@ -46,7 +46,7 @@ build: $(if $(BROKER),broker) ## Build bin/credential-broker and bin/backends/* 
 
 broker:
 	@$(GO_BUILD) -o $(OUT)/ $(BROKER)
-	@ln -sf credential-broker $(OUT)/docker-credential-broker
+	@[ "$$(go env GOOS)" = windows ] || ln -sf credential-broker $(OUT)/docker-credential-broker
 
 demo: build ## See it work: a private registry, three backends, one pull (no root needed)
 	@cd test/demo && go run .
@@ -101,14 +101,15 @@ cross: ## Build, and vet with the tests, for every supported platform
 
 # An image's times are its commit's, so that the same commit gives the same bytes.
 IMAGE_PLATFORMS ?= linux/amd64 linux/arm64
-IMAGE            = dist/image/credential-broker-$(subst +,-,$(VERSION)).tar
-image: ## Build the DaemonSet's container image, dist/image/*.tar (an OCI layout), without docker, and print its digest
-	@for platform in $(IMAGE_PLATFORMS); do \
-	  GOOS=$${platform%/*} GOARCH=$${platform#*/} $(MAKE) build OUT="$(CURDIR)/dist/image/$${platform/\//-}" >/dev/null; \
-	done
-	@go -C tools run ./image --out "$(CURDIR)/$(IMAGE)" --version '$(VERSION)' \
-	  --created "$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)" \
-	  $(foreach platform,$(IMAGE_PLATFORMS),"$(platform)=$(CURDIR)/dist/image/$(subst /,-,$(platform))")
+IMAGE            = dist/credential-broker-image-$(subst +,-,$(VERSION)).tar
+image: ## Build the DaemonSet's container image, dist/credential-broker-image-*.tar (an OCI layout), without docker, and print its digest
+	@mkdir -p dist; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; parts=(); \
+	for platform in $(IMAGE_PLATFORMS); do \
+	  GOOS=$${platform%/*} GOARCH=$${platform#*/} $(MAKE) build OUT="$$work/$$platform" >/dev/null; \
+	  parts+=("$$platform=$$work/$$platform"); \
+	done; \
+	go -C tools run ./image --out "$(CURDIR)/$(IMAGE)" --version '$(VERSION)' \
+	  --created "$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)" "$${parts[@]}"
 
 release: ## Build what is released into dist/: archives, SBOMs, provenance, checksums (PLATFORMS=; docs/release.md)
 	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' tools/release.sh

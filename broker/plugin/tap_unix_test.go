@@ -64,7 +64,7 @@ func TestWordsThatWaitInThePipeAreReadWhenTheTimeForThemIsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, end := range []*os.File{f.stdoutWrite, f.stderrWrite} { // held open, as by something that the backend has left behind
-		defer end.Close()
+		t.Cleanup(func() { _ = end.Close() })
 		if _, err := end.WriteString("last words\n"); err != nil {
 			t.Fatal(err)
 		}

@@ -129,6 +129,11 @@ func (r *release) archive(ctx context.Context, built string) error {
 		}
 		entries = append(entries, entry{path: p.path, mode: 0o755, content: p.content})
 	}
+	links, err := readLinks(built)
+	if err != nil {
+		return err
+	}
+	entries = append(entries, links...)
 	entries = append(entries, entry{path: "LICENSES-third-party.txt", mode: 0o644, content: licenceTexts(linked)})
 
 	pack, suffix := packTarGz, ".tar.gz"

@@ -21,7 +21,7 @@ import (
 type entry struct {
 	path    string // with slashes, relative
 	mode    fs.FileMode
-	content []byte
+	content []byte // a link's: where it leads
 }
 
 // published are the paths of the commit that an archive has beside the executables.
@@ -89,17 +89,20 @@ func packTarGz(base string, entries []entry, at time.Time) ([]byte, error) {
 	}
 	w := tar.NewWriter(compressed)
 	for _, e := range ordered(base, entries) {
-		kind := byte(tar.TypeReg)
-		if e.mode.IsDir() {
-			kind = tar.TypeDir
+		header := tar.Header{
+			Typeflag: tar.TypeReg, Name: e.path, Size: int64(len(e.content)), Mode: int64(e.mode.Perm()), Uname: "root", Gname: "root", ModTime: at, Format: tar.FormatUSTAR,
 		}
-		err := w.WriteHeader(&tar.Header{
-			Typeflag: kind, Name: e.path, Size: int64(len(e.content)), Mode: int64(e.mode.Perm()), Uname: "root", Gname: "root", ModTime: at, Format: tar.FormatUSTAR,
-		})
-		if err != nil {
+		content := e.content
+		switch e.mode.Type() {
+		case fs.ModeDir:
+			header.Typeflag = tar.TypeDir
+		case fs.ModeSymlink:
+			header.Typeflag, header.Linkname, header.Size, content = tar.TypeSymlink, string(e.content), 0, nil
+		}
+		if err := w.WriteHeader(&header); err != nil {
 			return nil, err
 		}
-		if _, err := w.Write(e.content); err != nil {
+		if _, err := w.Write(content); err != nil {
 			return nil, err
 		}
 	}

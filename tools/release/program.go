@@ -49,7 +49,7 @@ func readPrograms(ctx context.Context, built, repo string) ([]*program, error) {
 	}
 	var programs []*program
 	err = fs.WalkDir(os.DirFS(built), ".", func(file string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || d.Type() == fs.ModeSymlink {
 			return err
 		}
 		p, err := readProgram(filepath.Join(built, filepath.FromSlash(file)))
@@ -78,6 +78,27 @@ func readPrograms(ctx context.Context, built, repo string) ([]*program, error) {
 		}
 	}
 	return programs, nil
+}
+
+// readLinks are the other names of executables, as links of the archive's, sorted by path.
+func readLinks(built string) ([]entry, error) {
+	var links []entry
+	err := filepath.WalkDir(built, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type() != fs.ModeSymlink {
+			return err
+		}
+		target, err := os.Readlink(file)
+		if err != nil {
+			return err
+		}
+		if target != filepath.Base(target) {
+			return fmt.Errorf("%s: leads to %s, and an archive's links lead to what is beside them", file, target)
+		}
+		name, err := filepath.Rel(built, file)
+		links = append(links, entry{path: path.Join("bin", filepath.ToSlash(name)), mode: fs.ModeSymlink | 0o777, content: []byte(target)})
+		return err
+	})
+	return links, err
 }
 
 func readProgram(file string) (*program, error) {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,10 +192,10 @@ func TestWhatSomebodyBuiltForThemselvesIsNoRelease(t *testing.T) {
 
 func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
 	at := time.Date(2026, 3, 4, 5, 6, 8, 0, time.FixedZone("somewhere", 5400))
-	entries := []entry{{"bin/b", 0o755, []byte("program")}, {"a", 0o644, nil}, {"bin/a/c", 0o644, []byte("text")}}
+	entries := []entry{{"bin/b", 0o755, []byte("program")}, {"a", 0o644, nil}, {"bin/a/c", 0o644, []byte("text")}, {"bin/d", fs.ModeSymlink | 0o777, []byte("b")}}
 	turned := slices.Clone(entries)
 	slices.Reverse(turned)
-	want := []string{"base/ drwxr-xr-x", "base/a -rw-r--r--", "base/bin/ drwxr-xr-x", "base/bin/a/ drwxr-xr-x", "base/bin/a/c -rw-r--r--", "base/bin/b -rwxr-xr-x"}
+	want := []string{"base/ drwxr-xr-x", "base/a -rw-r--r--", "base/bin/ drwxr-xr-x", "base/bin/a/ drwxr-xr-x", "base/bin/a/c -rw-r--r--", "base/bin/b -rwxr-xr-x", "base/bin/d Lrwxrwxrwx"}
 	for kind, f := range map[string]struct {
 		pack func(string, []entry, time.Time) ([]byte, error)
 		list func(*testing.T, []byte) []string
