@@ -38,6 +38,9 @@ func (d disk) mkdir(path string) error {
 		if err := os.Mkdir(path, 0o755); err != nil { //nolint:gosec // backends that run as other users are to be found in it
 			return err
 		}
+		if err := syncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
 	case err != nil:
 		return err
 	case !info.IsDir():

@@ -53,6 +53,12 @@ func (o *options) watch(ctx context.Context, i *install.Installer, interval, ver
 			o.log.Warn("the broker may find no directory to work in", "error", err)
 		}
 	}
+	// A pod's emptyDir outlives its containers: what the one before said is not said of this one.
+	for _, name := range []string{"status", "pulse"} {
+		if err := os.Remove(filepath.Join(o.state, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	var last, said string
 	var next time.Time
 	for {

@@ -433,3 +433,29 @@ func bundle(t *testing.T, root, host, config string, readable string) []byte {
 	}
 	return text
 }
+
+// TestBackendsOfOtherUsersAreTriedWithTheChartsCapabilities validates a configuration with `user:` as root that has what the chart leaves a pod, and nothing else.
+func TestBackendsOfOtherUsersAreTriedWithTheChartsCapabilities(t *testing.T) {
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("it needs root and setpriv, of util-linux")
+	}
+	bounding := "-all"
+	for _, capability := range rendered(t, map[string]any{"backendUsers": true}).daemonSet.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add {
+		bounding += ",+" + strings.ToLower(string(capability))
+	}
+	dir := t.TempDir()
+	built(t, dir)
+	for _, readable := range []string{filepath.Dir(dir), dir, filepath.Join(dir, "backends")} { // for the user, too
+		if err := os.Chmod(readable, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	credentials, config := filepath.Join(dir, "docker.json"), filepath.Join(dir, "config.yaml")
+	write(t, credentials, []byte(`{"auths":{"registry.example":{"username":"robot","password":"secret"}}}`), 0o644)
+	write(t, config, fmt.Appendf(nil, "apiVersion: credential-broker.io/v1alpha1\nkind: BrokerConfig\nproviders:\n- name: files\n  backend: dockerconfig\n  user: nobody\n  matchImages: [registry.example]\n  config:\n    file: %s\n", credentials), 0o644)
+	cmd := exec.CommandContext(t.Context(), setpriv, "--bounding-set="+bounding, filepath.Join(dir, "credential-broker"), "--config", config, "validate")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("with %s: %v: %s", bounding, err, said)
+	}
+}

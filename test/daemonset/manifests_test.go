@@ -202,7 +202,7 @@ func TestThePodMayDoNoMoreThanItNeeds(t *testing.T) {
 			checkContainer(t, c)
 			want := []corev1.Capability(nil)
 			if name == "helm, everything" {
-				want = []corev1.Capability{"SETUID", "SETGID", "KILL"}
+				want = []corev1.Capability{"SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE"}
 			}
 			if diff := cmp.Diff(want, c.SecurityContext.Capabilities.Add); diff != "" {
 				t.Errorf("capabilities: %s", diff)
