@@ -33,13 +33,13 @@ program=$work/host/credential-broker
 gzip -9n "$common"/man/*.8
 for shell in bash zsh fish; do "$program" completion "$shell" >"$common/completion.$shell"; done
 cp docs/*.md "$common/doc/"
-if [ -f CHANGELOG.md ]; then cp CHANGELOG.md "$common/doc/"; fi
+gzip -9n <CHANGELOG.md >"$common/doc/changelog.gz"
 cp -r examples/broker examples/vault "$common/examples/"
 cp LICENSE examples/systemd/credential-broker.{service,socket} "$common/"
 cp -r tools/package/{deb,rpm,environment,lintian-overrides,nfpm.yaml} "$common/"
 {
   printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: credential-broker\nSource: https://github.com/credential-broker/credential-broker\n\n'
-  printf 'Files: *\nCopyright: The credential-broker authors\nLicense: Apache-2.0\n On Debian systems the whole text is in /usr/share/common-licenses/Apache-2.0.\n'
+  printf 'Files: *\nCopyright: 2026 The credential-broker authors\nLicense: Apache-2.0\n On Debian systems the whole text is in /usr/share/common-licenses/Apache-2.0.\n'
 } >"$common/copyright"
 date=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
 printf -- '- semver: %s-1\n  date: %s\n  packager: The credential-broker authors <credential-broker@users.noreply.github.com>\n  deb: {urgency: medium, distributions: [stable]}\n  changes: [{note: "Version %s, of commit %s."}]\n' \

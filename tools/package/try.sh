@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Tries the packages from nothing, where Debian's mmdebstrap can make a system: installs them, asks the program, upgrades with a changed file of the operator's, removes and purges; the same of the .rpm with an RPM database of its own.
-# The units do not run here. Needs root. What could not be tried is said: "NOT RUN: why".
+# The units run in a system of their own that systemd boots. Needs root. What could not be tried is said: "NOT RUN: why".
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${VERSION:?make package-test says it}" "${COMMIT:?make package-test says it}"
 export VERSION COMMIT
 [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || { echo 'NOT RUN: needs root on a Debian system'; exit 0; }
 export DEBIAN_FRONTEND=noninteractive
-for program in mmdebstrap rpm lintian; do
-  command -v "$program" >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mmdebstrap rpm lintian; } >/dev/null
+for program in mmdebstrap rpm lintian systemd-nspawn; do
+  command -v "$program" >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends mmdebstrap rpm lintian systemd-container; } >/dev/null
 done
 work=$(mktemp -d)
 root=$work/root
@@ -33,13 +33,12 @@ lintian --fail-on error,warning "$one"/*.deb
 if command -v rpmlint >/dev/null; then step rpmlint; rpmlint "$one"/*.rpm || true; fi
 
 step 'a system from nothing'
-mkdir "$root"
-if [ -n "${SYSTEM:-}" ]; then
-  tar -C "$root" -xf "$SYSTEM" --exclude='./dev/*'
-else
-  mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,man-db,bash-completion bookworm "$work/system.tar"
-  tar -C "$root" -xf "$work/system.tar" --exclude='./dev/*'
+mkdir "$root" "$work/booted"
+if [ -z "${SYSTEM:-}" ]; then # one that is made already
+  SYSTEM=$work/system.tar
+  mmdebstrap --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,man-db,bash-completion bookworm "$SYSTEM"
 fi
+for to in "$root" "$work/booted"; do tar -C "$to" -xf "$SYSTEM" --exclude='./dev/*'; done
 mkdir -p "$root/dev" && { [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3; }
 cp "$one"/*.deb "$root/one.deb" && cp "$next"/*.deb "$root/next.deb"
 
@@ -86,6 +85,16 @@ inside dpkg -P credential-broker
 [ -e "$root/etc/credential-broker/config.yaml" ] || fail 'the purge took what the operator wrote'
 [ ! -e "$root/etc/credential-broker/environment" ] || fail "the purge left the package's own file"
 [ -z "$(find "$root/etc/systemd" -name 'credential-broker*')" ] || fail 'the purge left links of the units'
+
+step 'the units, where systemd is the first process'
+cp "$one"/*.deb "$work/booted/one.deb" && cp "$next"/*.deb "$work/booted/next.deb"
+cp tools/package/booted.sh "$work/booted/booted.sh"
+printf '[Service]\nType=idle\nExecStart=/bin/bash /booted.sh\nExecStopPost=/bin/systemctl poweroff\nStandardOutput=file:/result\nStandardError=inherit\n' >"$work/booted/etc/systemd/system/booted.service"
+mkdir -p "$work/booted/etc/systemd/system/multi-user.target.wants"
+ln -s ../booted.service "$work/booted/etc/systemd/system/multi-user.target.wants/"
+timeout 300 systemd-nspawn --quiet --register=no --keep-unit --private-network --boot --directory="$work/booted" >"$work/console" 2>&1 || tail -n 20 "$work/console"
+cat "$work/booted/result"
+grep -qx 'all of the units came off' "$work/booted/result" || fail 'the units do not do what is promised of them'
 
 step 'rpm: install, verify, upgrade, erase'
 rm -rf "$root/etc/credential-broker" && mkdir -p "$work/rpm"

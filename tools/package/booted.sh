@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What tools/package/try.sh has a system do that systemd has booted: the agent is socket-activated and locked down, is succeeded by an upgrade, and ends in order, before and after that.
+set -euo pipefail
+fail() { printf 'FAIL: %s\n' "$*"; journalctl --no-pager -o cat -u credential-broker | tail -n 20; exit 1; }
+show() { systemctl show --property="$1" --value credential-broker.service; }
+get() { credential-broker get registry.example/app >/dev/null || fail 'no credentials'; }
+ended() { # how
+  systemctl stop credential-broker.socket credential-broker.service
+  [ "$(show Result) $(show ActiveState)" = 'success inactive' ] || fail "$1, the agent ended with $(show Result) and is $(show ActiveState)"
+  journalctl --no-pager -o cat -u credential-broker | grep -q 'the agent ends.*it was told to' || fail "$1, the agent did not end in order"
+  printf 'ends in order, %s\n' "$1"
+}
+
+dpkg -i /one.deb
+systemctl start credential-broker.service
+[ "$(show ActiveState)" = inactive ] || fail 'the agent runs without a configuration'
+printf '{"auths":{"registry.example":{"auth":"cm9ib3Q6YS1zZWNyZXQ="}}}' >/etc/credential-broker/docker.json
+chown nobody /etc/credential-broker/docker.json && chmod 600 /etc/credential-broker/docker.json
+cat >/etc/credential-broker/config.yaml <<'Y'
+apiVersion: credential-broker.io/v1alpha1
+kind: BrokerConfig
+agent: {socket: /run/credential-broker/agent.sock}
+providers:
+- {name: node-files, backend: dockerconfig, matchImages: [registry.example], user: nobody, defaultCacheDuration: 10m, config: {file: /etc/credential-broker/docker.json}}
+Y
+systemctl enable credential-broker.socket credential-broker.service
+systemctl start credential-broker.socket
+get # and the socket starts the service
+[ "$(show ActiveState)" = active ] || fail 'the socket did not start the agent'
+grep -q '^Seccomp:[[:space:]]*2' "/proc/$(show MainPID)/status" || fail 'no system call is filtered'
+pid=$(credential-broker status | awk '$1 == "node-files" && $3 == "pid" { print $4 }')
+[ "$(stat -c %U "/proc/$pid")" = nobody ] || fail 'the backend does not run as nobody'
+for backend in acr ecr exec gar vault; do
+  credential-broker backends | grep -q "^$backend " || fail "credential-backend-$backend does not start"
+done
+ended 'as it was started'
+
+systemctl start credential-broker.socket credential-broker.service
+get
+before=$(show MainPID)
+dpkg -i /next.deb
+for _ in $(seq 600); do
+  if [ "$(show MainPID)" != "$before" ]; then break; fi
+  get
+  sleep 0.1
+done
+[ "$(show MainPID)" != "$before" ] || fail 'the agent was not succeeded'
+credential-broker status | grep -q '^agent 999' || fail 'the successor is not of the new version'
+get
+ended 'as a successor'
+
+systemctl start credential-broker.socket credential-broker.service
+dpkg -r credential-broker
+[ "$(show ActiveState)" != failed ] || fail 'the removal left the unit failed'
+[ -e /etc/credential-broker/config.yaml ] || fail "the removal took the operator's configuration"
+echo 'all of the units came off'
