@@ -25,6 +25,7 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 		return
 	}
 	versions := map[string]string{}
+	broken := map[string]string{} // by path: what says so
 	for _, p := range e.cfg.Providers {
 		what := whatBackend + " of " + p.Name
 		backend := p.Backend
@@ -48,13 +49,17 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 			e.ok(what, "%s; with --root it is not started", path)
 			continue
 		}
+		if first := broken[path]; first != "" {
+			e.waits(what, first)
+			continue
+		}
 		if _, known := versions[path]; !known {
 			ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 			versions[path], err = e.Program.Describe(ctx, path)
 			cancel()
 			if err != nil {
 				e.wrong(what, "credential-broker conformance "+quote(path), "%s: %s", path, oneLine(err))
-				delete(versions, path)
+				broken[path] = what
 				continue
 			}
 		}
@@ -315,6 +320,9 @@ func (e *examination) lookAtLog() {
 			e.wrong(whatLog, "mkdir -p "+quote(at), "%s: the directory of log.file is not there", at)
 			return
 		case err != nil:
+			return
+		case at == file && info.IsDir():
+			e.wrong(whatLog, "name a file in log.file", "%s is a directory", at)
 			return
 		case info.Mode()&(fs.ModeNamedPipe|fs.ModeSocket) != 0:
 			e.wrong(whatLog, "name a file in log.file", "%s is a pipe or a socket, which could hold up a pull", at)

@@ -399,6 +399,11 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.program.metrics = errors.New("connection refused")
 		}, "WRONG agent: nobody serves agent.metrics", "systemctl restart credential-broker", ""},
 		{"a log file without a directory", func(n *node) { n.configure("log: {file: /var/log/broker/log}\n") }, "WRONG log: /var/log/broker: the directory of log.file is not there", "mkdir -p /var/log/broker", ""},
+		{"a log file that is a directory", func(n *node) { n.configure("log: {file: /etc}\n") }, "WRONG log: /etc is a directory", "name a file in log.file", ""},
+		{"a backend of two providers that does not start", func(n *node) {
+			n.configure("- name: more\n  backend: dockerconfig\n  matchImages: [registry.example]\n")
+			n.program.describe = errors.New("it exited with status 3")
+		}, "WRONG backend of files: ", "conformance", whatBackend + " of more"},
 		{"a check that fails", func(n *node) { n.program.checks["files"] = errors.New("refused: no such user") }, "WRONG check of files: for registry.example/app: refused: no such user", "credential-broker get registry.example/app", ""},
 	}
 	for _, test := range tests {

@@ -93,10 +93,10 @@ func packTarGz(base string, entries []entry, at time.Time) ([]byte, error) {
 			Typeflag: tar.TypeReg, Name: e.path, Size: int64(len(e.content)), Mode: int64(e.mode.Perm()), Uname: "root", Gname: "root", ModTime: at, Format: tar.FormatUSTAR,
 		}
 		content := e.content
-		switch e.mode.Type() {
-		case fs.ModeDir:
+		switch {
+		case e.mode.IsDir():
 			header.Typeflag = tar.TypeDir
-		case fs.ModeSymlink:
+		case e.mode.Type() == fs.ModeSymlink:
 			header.Typeflag, header.Linkname, header.Size, content = tar.TypeSymlink, string(e.content), 0, nil
 		}
 		if err := w.WriteHeader(&header); err != nil {
