@@ -32,7 +32,7 @@ OTHERS   := $(filter-out $(BROKER) $(BACKENDS) $(HELPERS),$(COMMANDS))
 GO_BUILD  = go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "$(GO_STRIP) -X main.version=$(VERSION) -X main.commit=$(COMMIT)$(ENTRY)"
 # What is given away has no symbols and nothing for a debugger, which is a third of a program; what tests look into has.
 GO_STRIP ?=
-release packages image: export GO_STRIP = -s -w
+release packages package-test image: export GO_STRIP = -s -w
 # Where the broker's process begins, on the platforms that have it (broker/agent/fast/begin_linux.go).
 ENTRY     =
 broker: ENTRY = $$(case $$(go env GOOS)/$$(go env GOARCH) in linux/amd64|linux/arm64) echo " -E github.com/credential-broker/credential-broker/broker/agent/fast.entry";; esac)
