@@ -12,7 +12,7 @@ for program in mmdebstrap rpm lintian systemd-nspawn; do
 done
 work=$(mktemp -d)
 root=$work/root
-trap 'rm -rf --one-file-system "$work"' EXIT
+trap 'umount "$root/proc" 2>/dev/null; rm -rf --one-file-system "$work"' EXIT
 step() { printf '── %s\n' "$*"; }
 inside() { chroot "$root" "$@"; }
 fail() { printf 'FAIL: %s\n' "$*" >&2; exit 1; }
@@ -30,7 +30,6 @@ step 'the same bytes twice'
 (cd "$two" && sha256sum --check "$work/sums")
 step lintian
 lintian --fail-on error,warning "$one"/*.deb
-if command -v rpmlint >/dev/null; then step rpmlint; rpmlint "$one"/*.rpm || true; fi
 
 step 'a system from nothing'
 mkdir "$root" "$work/booted"
@@ -40,6 +39,7 @@ if [ -z "${SYSTEM:-}" ]; then # one that is made already
 fi
 for to in "$root" "$work/booted"; do tar -C "$to" -xf "$SYSTEM" --exclude='./dev/*'; done
 mkdir -p "$root/dev" && { [ -c "$root/dev/null" ] || mknod -m 666 "$root/dev/null" c 1 3; }
+mount -t proc proc "$root/proc" # the broker finds its backends by it
 cp "$one"/*.deb "$root/one.deb" && cp "$next"/*.deb "$root/next.deb"
 
 step 'install: nothing is enabled, and nothing but the package is there'
@@ -52,9 +52,10 @@ for unit in service socket; do
 done
 [ "$(ls "$root/etc/credential-broker")" = environment ] || fail 'the package wrote a configuration'
 step 'the examples, manual pages, completions'
-inside env CREDENTIAL_BROKER_CONFIG=/usr/share/doc/credential-broker/examples/agent.yaml credential-broker validate || true # it names files that this system has not
+said=$(inside credential-broker --config /usr/share/doc/credential-broker/examples/agent.yaml validate 2>&1) || true
+grep -qx '1 problem' <<<"$said" && grep -q 'lstat /opt/providers: no such file' <<<"$said" || fail "of an example only a file of the operator's is missing, and validate says: $said"
 zcat "$root"/usr/share/man/man8/credential-broker-get.8.gz | grep -q 'show-secrets' || fail 'no manual page of get'
-inside man -w credential-broker-agent 8 >/dev/null || fail 'man does not find the pages'
+inside man -w 8 credential-broker-agent >/dev/null || fail 'man does not find the pages'
 inside bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader credential-broker || true; complete -p credential-broker' || fail 'no completion in bash'
 
 step "the operator's files: valid, and kept by an upgrade"
