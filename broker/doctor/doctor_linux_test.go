@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,7 +53,9 @@ type program struct {
 	settings map[string][]error
 	checks   map[string]error
 	noCheck  bool
-	environ  []string // that the last check was given
+
+	mu      sync.Mutex // checks run side by side
+	environ []string   // that the last check was given
 }
 
 func (p *program) KubeletVersion(context.Context, string) (string, error) { return p.version, nil }
@@ -73,6 +76,8 @@ func (p *program) Settings(_ context.Context, _ *config.Config, provider *config
 }
 
 func (p *program) Check(_ context.Context, _ *config.Config, provider *config.Provider, _ string, environ []string) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.environ = environ
 	return !p.noCheck, p.checks[provider.Name]
 }
