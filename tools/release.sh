@@ -50,6 +50,20 @@ release() { # subcommand, executables...
 
 rm -rf dist
 (cd tools/release && go build -buildvcs=false -o "$work/release" .)
+tools/package/pages.sh "$work/pages"
+share() { # platform, directory: what its archive has below share/
+  local pages=$work/pages
+  case $1 in
+    windows/*) install -Dm 0644 "$pages/completion.powershell" "$2/powershell/credential-broker.ps1" ;;
+    *)
+      mkdir -p "$2/man/man8"
+      cp "$pages"/man/*.8 "$2/man/man8/"
+      install -Dm 0644 "$pages/completion.bash" "$2/bash-completion/completions/credential-broker"
+      install -Dm 0644 "$pages/completion.zsh" "$2/zsh/site-functions/_credential-broker"
+      install -Dm 0644 "$pages/completion.fish" "$2/fish/vendor_completions.d/credential-broker.fish"
+      ;;
+  esac
+}
 built=()
 for platform in $platforms; do
   start=$SECONDS
@@ -62,7 +76,8 @@ for platform in $platforms; do
       grep -qF " $VERSION" <<<"$said" || { echo "${program##*/} does not say that it is version $VERSION: $said" >&2; exit 1; }
     done
   fi
-  release archive "$out"
+  share "$platform" "$work/share/$platform"
+  release archive -share "$work/share/$platform" "$out"
   built+=("$out")
   printf '            %s (%d s)\n' "$platform" $((SECONDS - start))
 done

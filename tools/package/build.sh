@@ -24,14 +24,10 @@ mkdir -p "$DIST"
 dist=$(cd "$DIST" && pwd)
 go build -o "$work/nfpm" -modfile=tools/go.mod github.com/goreleaser/nfpm/v2/cmd/nfpm
 
-# What does not depend on the architecture: manual pages and completions, of the program as this machine runs it.
 common=$work/common
-mkdir -p "$common"/{man,doc,examples}
-make broker OUT="$work/host" VERSION="$VERSION" COMMIT="$COMMIT" >/dev/null
-program=$work/host/credential-broker
-"$program" manual | (cd tools && go run ./package/manual -version "$VERSION" -date "$SOURCE_DATE_EPOCH" "$common/man")
+mkdir -p "$common"/{doc,examples}
+tools/package/pages.sh "$common"
 gzip -9n "$common"/man/*.8
-for shell in bash zsh fish; do "$program" completion "$shell" >"$common/completion.$shell"; done
 cp docs/*.md "$common/doc/"
 gzip -9n <CHANGELOG.md >"$common/doc/changelog.gz"
 cp -r examples/broker examples/vault "$common/examples/"

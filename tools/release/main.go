@@ -1,7 +1,7 @@
 // Release makes of built executables what is released: an archive for each platform with an SBOM, and over everything in the folder provenance and checksums. tools/release.sh, which `make
 // release` runs, calls it; docs/release.md says what comes of it.
 //
-//	release archive -commit HASH -version VERSION -out DIR BUILT      an archive, and its SBOM, of the executables below BUILT (bin/ of `make build`)
+//	release archive -commit HASH -version VERSION -share DIR -out DIR BUILT      an archive, and its SBOM, of the executables below BUILT (bin/ of `make build`)
 //	release sums -commit HASH -version VERSION -out DIR BUILT...      provenance and SHA256SUMS of all files in DIR
 //
 // The same commit gives the same bytes, whoever builds it, where and when: times are the commit's, entries are sorted, owners and modes are fixed, and what an SBOM says is read from the
@@ -54,6 +54,7 @@ func run(ctx context.Context, args []string) error {
 	repo := flags.String("repo", ".", "the checkout")
 	version := flags.String("version", "", "the release's version")
 	commit := flags.String("commit", "HEAD", "the commit that was built")
+	share := flags.String("share", "", "the folder of what an archive has below share/")
 	out := flags.String("out", "dist", "the folder for what is made")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
@@ -64,7 +65,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	switch {
 	case args[0] == "archive" && flags.NArg() == 1:
-		return r.archive(ctx, flags.Arg(0))
+		return r.archive(ctx, flags.Arg(0), *share)
 	case args[0] == "sums" && flags.NArg() > 0:
 		return r.sums(ctx, flags.Args())
 	}
@@ -102,8 +103,8 @@ func output(ctx context.Context, program string, args ...string) ([]byte, error)
 	return out, err
 }
 
-// archive makes the archive of one platform, and its SBOM.
-func (r *release) archive(ctx context.Context, built string) error {
+// archive makes the archive of one platform, and its SBOM. What is in share, manual pages and completions, goes with it; empty for none.
+func (r *release) archive(ctx context.Context, built, share string) error {
 	programs, err := readPrograms(ctx, built, r.repo)
 	if err != nil {
 		return err
@@ -134,6 +135,11 @@ func (r *release) archive(ctx context.Context, built string) error {
 		return err
 	}
 	entries = append(entries, links...)
+	shared, err := readShare(share)
+	if err != nil {
+		return err
+	}
+	entries = append(entries, shared...)
 	entries = append(entries, entry{path: "LICENSES-third-party.txt", mode: 0o644, content: licenceTexts(linked)})
 
 	pack, suffix := packTarGz, ".tar.gz"

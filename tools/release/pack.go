@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -62,6 +63,23 @@ func (r *release) documents(ctx context.Context, system string) ([]entry, error)
 		}
 		entries = append(entries, entry{path: header.Name, mode: mode, content: content})
 	}
+}
+
+// readShare gives the files of a folder, to stand below share/; none of an empty path.
+func readShare(dir string) (entries []entry, err error) {
+	if dir == "" {
+		return nil, nil
+	}
+	files := os.DirFS(dir)
+	err = fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := fs.ReadFile(files, name)
+		entries = append(entries, entry{path: path.Join("share", name), mode: 0o644, content: content})
+		return err
+	})
+	return entries, err
 }
 
 // ordered sorts entries and puts them below a folder named base, each folder before what is in it. A folder's name ends in a slash.

@@ -46,9 +46,12 @@ func made(t *testing.T, built string) string {
 	if err := exec.Command("git", "-C", "../..", "rev-parse", "HEAD").Run(); err != nil {
 		t.Skip("a release is of a commit, and this is no clone")
 	}
-	out := t.TempDir()
+	out, share := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(share, "man"), 0o755), os.WriteFile(filepath.Join(share, "man", "page.8"), []byte("a page"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	for _, subcommand := range []string{"archive", "sums"} {
-		if err := run(t.Context(), []string{subcommand, "-repo", "../..", "-version", testVersion, "-out", out, built}); err != nil {
+		if err := run(t.Context(), []string{subcommand, "-repo", "../..", "-version", testVersion, "-share", share, "-out", out, built}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,6 +80,15 @@ func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
 			}
 			checkSBOM(t, read(t, out, base+".spdx.json"), read(t, out, base+suffix), programs[0])
 			checkSums(t, out)
+			list := map[string]func(*testing.T, []byte, time.Time) []string{".tar.gz": listTarGz, ".zip": listZip}[suffix]
+			r, err := newRelease(t.Context(), "../..", testVersion, "HEAD", out)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page := name + "_" + testVersion + "_" + goos + "_amd64/share/man/page.8 -rw-r--r--"
+			if got := list(t, read(t, out, base+suffix), r.time); !slices.Contains(got, page) {
+				t.Errorf("no %s in %q", page, got)
+			}
 			checkProvenance(t, out)
 
 			again := made(t, built)
@@ -198,7 +210,7 @@ func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
 	want := []string{"base/ drwxr-xr-x", "base/a -rw-r--r--", "base/bin/ drwxr-xr-x", "base/bin/a/ drwxr-xr-x", "base/bin/a/c -rw-r--r--", "base/bin/b -rwxr-xr-x", "base/bin/d Lrwxrwxrwx"}
 	for kind, f := range map[string]struct {
 		pack func(string, []entry, time.Time) ([]byte, error)
-		list func(*testing.T, []byte) []string
+		list func(*testing.T, []byte, time.Time) []string
 	}{"tar.gz": {packTarGz, listTarGz}, "zip": {packZip, listZip}} {
 		one, err := f.pack("base", entries, at)
 		if err != nil {
@@ -211,13 +223,13 @@ func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
 		if !bytes.Equal(one, two) {
 			t.Errorf("%s: order or time zone shows", kind)
 		}
-		if got := f.list(t, one); !slices.Equal(got, want) {
+		if got := f.list(t, one, at); !slices.Equal(got, want) {
 			t.Errorf("%s: has %q, want %q", kind, got, want)
 		}
 	}
 }
 
-func listTarGz(t *testing.T, packed []byte) (list []string) {
+func listTarGz(t *testing.T, packed []byte, at time.Time) (list []string) {
 	t.Helper()
 	uncompressed, err := gzip.NewReader(bytes.NewReader(packed))
 	if err != nil {
@@ -231,20 +243,23 @@ func listTarGz(t *testing.T, packed []byte) (list []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if header.Uid != 0 || header.Gid != 0 || header.ModTime.Unix() != time.Date(2026, 3, 4, 3, 36, 8, 0, time.UTC).Unix() {
+		if header.Uid != 0 || header.Gid != 0 || !header.ModTime.Equal(at) {
 			t.Errorf("%s: owner %d:%d, time %s", header.Name, header.Uid, header.Gid, header.ModTime)
 		}
 		list = append(list, header.Name+" "+header.FileInfo().Mode().String())
 	}
 }
 
-func listZip(t *testing.T, packed []byte) (list []string) {
+func listZip(t *testing.T, packed []byte, at time.Time) (list []string) {
 	t.Helper()
 	reader, err := zip.NewReader(bytes.NewReader(packed), int64(len(packed)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range reader.File {
+		if !file.Modified.Equal(at) {
+			t.Errorf("%s: time %s", file.Name, file.Modified)
+		}
 		list = append(list, file.Name+" "+file.Mode().String())
 	}
 	return list
