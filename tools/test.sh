@@ -25,7 +25,7 @@ unwatched() {
     return
   fi
   case $1 in
-    test/clients | test/command | test/docs | test/peers | test/steady) echo "its tests start programs, into which the race detector does not see" ;;
+    test/clients | test/command | test/daemonset | test/docs | test/node | test/packages | test/peers | test/steady | tools/release) echo "its tests start programs, into which the race detector does not see" ;;
   esac
 }
 # The one test that runs under it, of a module of which the same is true of all others. The soak builds its programs with the detector in them.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/credential-broker/credential-broker/broker/config"
 	"github.com/credential-broker/credential-broker/broker/image"
+	"github.com/credential-broker/credential-broker/broker/kubelet"
 	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
@@ -67,7 +68,7 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 			continue
 		}
 		e.files[p.Name] = path
-		if version := versions[path]; version != e.Version && strings.HasPrefix(e.Node.inside(path), e.backendDir) {
+		if version := versions[path]; version != e.Version && filepath.Dir(e.Node.inside(path)) == filepath.Clean(e.backendDir) {
 			e.note(what, "", "%s has version %s, and the broker %s: which works, by the protocol", path, version, e.Version)
 		} else {
 			e.ok(what, "%s, version %s, and its settings are right", path, version)
@@ -106,7 +107,7 @@ func (e *examination) userIsThere(p *config.Provider, what string) bool {
 func (e *examination) settingsAreWrong(ctx context.Context, p *config.Provider, what string) bool {
 	ctx, cancel := context.WithTimeout(ctx, max(p.Timeout, stepTimeout))
 	defer cancel()
-	environ, _ := e.environ()
+	environ, _ := e.environ(p)
 	problems := e.Program.Settings(ctx, e.cfg, p, environ)
 	for _, problem := range problems {
 		text := oneLine(problem)
@@ -123,31 +124,46 @@ func fieldOf(text string) string {
 	return "backend"
 }
 
-// environ is the environment that backends get theirs from: the agent's, or that of the program which the kubelet starts; and whose it is. Where it cannot be read, ours has to do.
-func (e *examination) environ() (environ []string, whose string) {
+// environ is the environment that a provider's backend gets its own from: the agent's, or that of the program which the kubelet starts; and whose it is. Where it cannot be read, ours has to do.
+func (e *examination) environ(p *config.Provider) (environ []string, whose string) {
 	if e.agent != nil && e.agent.Reason == "" && !e.Mounted {
 		if environ, err := e.Node.environ(e.agent.PID); err == nil {
 			return environ, "the agent's"
 		}
 	}
-	if environ := e.kubeletEnviron(); environ != nil {
+	if environ := e.kubeletEnviron(p); environ != nil {
 		return environ, "the kubelet's"
 	}
 	return nil, "that of this command"
 }
 
-// kubeletEnviron is the environment of what the kubelet starts for us; nil: it cannot be read.
-func (e *examination) kubeletEnviron() []string {
+// kubeletEnviron is the environment of what the kubelet starts for a provider: its own, and what the provider's entry adds. Nil: it cannot be read.
+func (e *examination) kubeletEnviron(p *config.Provider) []string {
 	if e.kubelet == nil || e.kubelet.EnvironErr != nil {
 		return nil
 	}
 	environ := append([]string{}, e.kubelet.Environ...)
-	if len(e.ours) > 0 {
-		for _, v := range e.ours[0].Env {
+	if entry := e.entryOf(p); entry != nil {
+		for _, v := range entry.Env {
 			environ = append(environ, v.Name+"="+v.Value)
 		}
 	}
 	return environ
+}
+
+// entryOf is the entry that serves a provider: the only one, or that of its tokens' audience; nil: there is none.
+func (e *examination) entryOf(p *config.Provider) *kubelet.CredentialProvider {
+	if len(e.ours) == 1 {
+		return &e.ours[0]
+	}
+	audience := ""
+	if p != nil && p.TokenAttributes != nil {
+		audience = p.TokenAttributes.ServiceAccountTokenAudience
+	}
+	if i := slices.IndexFunc(e.ours, func(entry kubelet.CredentialProvider) bool { return audienceOf(entry) == audience }); i >= 0 {
+		return &e.ours[i]
+	}
+	return nil
 }
 
 // lookAtRuntime looks at where backends have their sockets.
@@ -248,14 +264,13 @@ func (e *examination) compareEnvirons() {
 		e.unknown(whatEnviron, "sudo credential-broker doctor", "the agent's environment cannot be read by user %d, to compare it with the kubelet's", e.UID)
 		return
 	}
-	own := e.kubeletEnviron()
-	if own == nil {
+	if e.kubeletEnviron(nil) == nil {
 		e.unknown(whatEnviron, "sudo credential-broker doctor", "the kubelet's environment cannot be read, to compare it with the agent's")
 		return
 	}
 	var differ []string
 	for _, p := range e.cfg.Providers {
-		for _, text := range differences(e.Program.Inherited(own, p), e.Program.Inherited(theirs, p)) {
+		for _, text := range differences(e.Program.Inherited(e.kubeletEnviron(p), p), e.Program.Inherited(theirs, p)) {
 			if !slices.Contains(differ, text) {
 				differ = append(differ, text)
 			}
@@ -379,7 +394,7 @@ func (e *examination) check(ctx context.Context) {
 }
 
 func (e *examination) tellWhoseEnviron() {
-	if _, whose := e.environ(); whose == "that of this command" {
+	if _, whose := e.environ(nil); whose == "that of this command" {
 		e.note(whatCheck, "", "the environment that backends take variables from is that of this command here, since neither the kubelet's nor an agent's could be read")
 	}
 }
@@ -409,7 +424,7 @@ func (e *examination) checkOne(ctx context.Context, p *config.Provider) func() {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
-	environ, _ := e.environ()
+	environ, _ := e.environ(p)
 	supported, err := e.Program.Check(ctx, e.cfg, p, name, environ)
 	return func() {
 		switch {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,8 +55,8 @@ type program struct {
 	checks   map[string]error
 	noCheck  bool
 
-	mu      sync.Mutex // checks run side by side
-	environ []string   // that the last check was given
+	mu       sync.Mutex          // checks run side by side
+	environs map[string][]string // by provider: what its settings and its check were judged with
 }
 
 func (p *program) KubeletVersion(context.Context, string) (string, error) { return p.version, nil }
@@ -71,15 +72,20 @@ func (p *program) Find(dir, backend string) (string, error) {
 	return path, nil
 }
 
-func (p *program) Settings(_ context.Context, _ *config.Config, provider *config.Provider, _ []string) []error {
+func (p *program) Settings(_ context.Context, _ *config.Config, provider *config.Provider, environ []string) []error {
+	p.saw(provider, environ)
 	return p.settings[provider.Name]
 }
 
 func (p *program) Check(_ context.Context, _ *config.Config, provider *config.Provider, _ string, environ []string) (bool, error) {
+	p.saw(provider, environ)
+	return !p.noCheck, p.checks[provider.Name]
+}
+
+func (p *program) saw(provider *config.Provider, environ []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.environ = environ
-	return !p.noCheck, p.checks[provider.Name]
+	p.environs[provider.Name] = append(p.environs[provider.Name], environ...)
 }
 
 func (p *program) Inherited(environ []string, _ *config.Provider) []string { return environ }
@@ -90,7 +96,7 @@ func healthy(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, root: root, program: &program{version: "Kubernetes v1.37.2\n", settings: map[string][]error{}, checks: map[string]error{}}}
+	n := &node{t: t, root: root, program: &program{version: "Kubernetes v1.37.2\n", settings: map[string][]error{}, checks: map[string]error{}, environs: map[string][]string{}}}
 	n.options = Options{
 		Node: Node{Root: root}, Program: n.program, Version: "1.2.3", Places: config.DefaultPlaces(), UID: 0,
 		Self: filepath.Join(root, "usr/libexec/credential-broker/credential-broker"),
@@ -468,8 +474,29 @@ func TestVariablesAreNamedAndNotTold(t *testing.T) {
 	if strings.Contains(text, "hush") || strings.Contains(text, "SAME") || strings.Contains(text, "PATH") {
 		t.Errorf("values, or what is the same, in\n%s", text)
 	}
-	if !strings.Contains(strings.Join(n.program.environ, " "), "AWS_PROFILE=hush") {
-		t.Errorf("the check had the environment %q, not the agent's", n.program.environ)
+	if got := n.program.environs["files"]; strings.Count(strings.Join(got, " "), "AWS_PROFILE=hush") != 2 {
+		t.Errorf("settings and check had the environment %q, not the agent's", got)
+	}
+}
+
+func TestAProviderHasTheEnvironmentOfItsEntry(t *testing.T) {
+	n := healthy(t)
+	n.withTokens()
+	file := n.options.Node.outside("/etc/kubernetes/providers.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(args, who string) []string {
+		return []string{args, args + "\n  env: [{name: OF, value: " + who + "}]"}
+	}
+	with := strings.NewReplacer(append(of(`  args: [--audience, ""]`, "those-without"), of(`  args: [--audience, sts.example]`, "pods")...)...).Replace(string(text))
+	n.write("/etc/kubernetes/providers.yaml", with)
+	n.examine()
+	for provider, want := range map[string]string{"files": "OF=those-without", "pods": "OF=pods"} {
+		if got := n.program.environs[provider]; !slices.Contains(got, want) {
+			t.Errorf("%s was judged with %q, want %s", provider, got, want)
+		}
 	}
 }
 
