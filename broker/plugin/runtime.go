@@ -36,17 +36,23 @@ type Runtime struct {
 	baseDirs []string
 	// awaitExit is the function of that name; a test puts another in its place.
 	awaitExit func(pid int) bool
-	// parent is os.Getppid, but for a test.
+	// parent is os.Getppid, but for a test; roomy is the function of that name.
 	parent func() int
+	roomy  func(base string) bool
 
-	mu        sync.Mutex
-	dir       string // empty until the first backend starts
+	mu     sync.Mutex
+	dirs   []*directory // none until the first backend starts; the last is the one in use
+	closed bool
+	live   map[*Process]struct{}
+	ending map[*Process]struct{} // killed, and being cleaned up after
+	sweeps sync.WaitGroup
+}
+
+// directory has backends' sockets.
+type directory struct {
+	path      string
 	lock      *os.File
 	crossable bool // by the users of backends that run as another one
-	closed    bool
-	live      map[*Process]struct{}
-	ending    map[*Process]struct{} // killed, and being cleaned up after
-	sweeps    sync.WaitGroup
 }
 
 // NewRuntime makes a Runtime. It does not touch the disk.
@@ -60,7 +66,7 @@ func NewRuntime(o RuntimeOptions) *Runtime {
 	if o.BaseDirs == nil {
 		o.BaseDirs = baseDirs(os.Geteuid(), func(name string) string { return lookUpVariable(o.Environ, name) })
 	}
-	return &Runtime{logger: o.Logger, environ: o.Environ, baseDirs: o.BaseDirs, awaitExit: awaitExit, parent: os.Getppid, live: map[*Process]struct{}{}, ending: map[*Process]struct{}{}}
+	return &Runtime{logger: o.Logger, environ: o.Environ, baseDirs: o.BaseDirs, awaitExit: awaitExit, parent: os.Getppid, roomy: roomy, live: map[*Process]struct{}{}, ending: map[*Process]struct{}{}}
 }
 
 func lookUpVariable(environ []string, name string) string {
@@ -115,15 +121,15 @@ func (rt *Runtime) remove() error {
 	rt.sweeps.Wait()
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	if rt.dir == "" {
-		return nil
+	var errs []error
+	for _, dir := range rt.dirs {
+		errs = append(errs, os.RemoveAll(dir.path))
+		if dir.lock != nil {
+			_ = dir.lock.Close()
+		}
 	}
-	err := os.RemoveAll(rt.dir)
-	if rt.lock != nil {
-		_ = rt.lock.Close()
-	}
-	rt.dir, rt.lock = "", nil
-	if err != nil {
+	rt.dirs = nil
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove the directory of the backends' sockets: %w", err)
 	}
 	return nil
@@ -156,26 +162,32 @@ func (rt *Runtime) cleanUpLocked(p *Process) {
 	}()
 }
 
-// open returns the directory, and makes it when it is first asked for. Crossable: a backend of another user must be able to reach what lies in it.
+// open returns the directory, and makes it when it is first asked for. Crossable: a backend of another user must be able to reach what lies in it. An agent lives long enough for the
+// directory's file system to fill up: then there is another directory for what starts from now on, if anywhere there is room.
 func (rt *Runtime) open(crossable bool) (string, error) {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
 	if rt.closed {
 		return "", errorf(backendv1.Error_KIND_UNAVAILABLE, "the broker is ending")
 	}
-	if rt.dir == "" {
+	if len(rt.dirs) == 0 {
 		if err := rt.make(); err != nil {
 			return "", err
 		}
+	} else if base := filepath.Dir(rt.inUse().path); !rt.roomy(base) {
+		rt.move(base)
 	}
-	if crossable && !rt.crossable {
-		if err := os.Chmod(rt.dir, 0o711); err != nil { //nolint:gosec // it holds directories of mode 0700 and nothing else
+	dir := rt.inUse()
+	if crossable && !dir.crossable {
+		if err := os.Chmod(dir.path, 0o711); err != nil { //nolint:gosec // it holds directories of mode 0700 and nothing else
 			return "", errorf(backendv1.Error_KIND_UNAVAILABLE, "open the socket directory to the backend's user: %w", err)
 		}
-		rt.crossable = true
+		dir.crossable = true
 	}
-	return rt.dir, nil
+	return dir.path, nil
 }
+
+func (rt *Runtime) inUse() *directory { return rt.dirs[len(rt.dirs)-1] }
 
 // workIn returns the base directory of the one that open returns.
 func (rt *Runtime) workIn() (base string, err error) {
@@ -188,7 +200,7 @@ func (rt *Runtime) make() error {
 	var reasons []error
 	var tight []string
 	for _, base := range rt.baseDirs {
-		err := rt.makeIn(base, roomy)
+		err := rt.makeIn(base, rt.roomy)
 		switch {
 		case err == nil:
 			return nil
@@ -206,6 +218,16 @@ func (rt *Runtime) make() error {
 		reasons = append(reasons, err)
 	}
 	return systemError(fmt.Errorf("no directory for the backends' sockets: %w", errors.Join(reasons...)))
+}
+
+// move makes a directory in another base than the one that has become tight, which keeps what is in it. Where no other will do, that stays in use: it may still suffice.
+func (rt *Runtime) move(from string) {
+	for _, base := range rt.baseDirs {
+		if base != from && rt.makeIn(base, rt.roomy) == nil {
+			rt.logger.Warn("there is little room where backends have their sockets: the next ones have them elsewhere", "full", from, "used", base)
+			return
+		}
+	}
 }
 
 // makeIn makes a directory in base, if that is roomy, and locks it. The lock ends with this process, and tells the next one that nobody uses the directory any more.
@@ -231,7 +253,7 @@ func (rt *Runtime) makeIn(base string, roomy func(base string) bool) error {
 		}
 		lock, err := lockDir(dir)
 		if err == nil {
-			rt.dir, rt.lock = dir, lock
+			rt.dirs = append(rt.dirs, &directory{path: dir, lock: lock})
 			return nil
 		}
 		_ = os.Remove(dir)

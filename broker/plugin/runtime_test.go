@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,6 +93,66 @@ func TestABaseThatWillNotDoIsPassedOver(t *testing.T) {
 	rt := NewRuntime(RuntimeOptions{BaseDirs: []string{path("file"), path("none/b")}})
 	if _, err := rt.open(false); err == nil || !strings.Contains(err.Error(), path("file")) || !strings.Contains(err.Error(), path("none/b")) {
 		t.Errorf("%v: want every candidate named", err)
+	}
+}
+
+func TestABaseWithLittleRoomComesAfterTheOthers(t *testing.T) {
+	dir := shortDir(t)
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	for _, test := range []struct {
+		tight []string
+		want  string
+	}{{nil, first}, {[]string{first}, second}, {[]string{second}, first}, {[]string{first, second}, first}} {
+		rt := NewRuntime(RuntimeOptions{BaseDirs: []string{first, second}})
+		rt.roomy = func(base string) bool { return !slices.Contains(test.tight, base) }
+		if got, err := rt.open(false); err != nil || filepath.Dir(got) != test.want {
+			t.Errorf("little room in %q: %s, %v; want %s", test.tight, got, err, test.want)
+		}
+		if err := rt.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWhenRoomRunsOutTheNextBackendsHaveTheirSocketsElsewhere(t *testing.T) {
+	dir := shortDir(t)
+	bases := []string{filepath.Join(dir, "file", "no"), filepath.Join(dir, "first"), filepath.Join(dir, "second")}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var tight []string
+	rt := NewRuntime(RuntimeOptions{BaseDirs: bases})
+	rt.roomy = func(base string) bool { return !slices.Contains(tight, base) }
+	made := map[string]bool{}
+	for _, step := range []struct {
+		tight []string
+		want  string
+	}{{nil, bases[1]}, {bases, bases[1]}, {bases[1:2], bases[2]}, {nil, bases[2]}, {bases, bases[2]}, {bases[2:], bases[1]}} {
+		tight = step.tight
+		got, err := rt.open(true)
+		if err != nil || filepath.Dir(got) != step.want {
+			t.Fatalf("little room in %q: %s, %v; want %s", tight, got, err, step.want)
+		}
+		if info, err := os.Stat(got); err != nil || info.Mode().Perm() != 0o711 {
+			t.Errorf("%s: %v, %v; want a directory that other users' backends can cross", got, info, err)
+		}
+		made[got] = true
+		for path := range made {
+			if _, err := os.Stat(path); err != nil {
+				t.Errorf("what the backends before have their sockets in: %v", err)
+			}
+		}
+	}
+	if len(made) != 3 {
+		t.Errorf("%d directories, want 3", len(made))
+	}
+	if err := rt.Close(); err != nil {
+		t.Error(err)
+	}
+	for path := range made {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("after Close: %s: %v", path, err)
+		}
 	}
 }
 
