@@ -29,17 +29,19 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 	broken := map[string]string{} // by path: what says so
 	for _, p := range e.cfg.Providers {
 		what := whatBackend + " of " + p.Name
-		backend := p.Backend
-		if filepath.IsAbs(backend) {
-			backend = e.Node.outside(backend)
-		}
-		path, err := e.Program.Find(e.Node.outside(e.backendDir), backend)
-		if err != nil {
-			text, remedy, _ := cutLast(oneLine(err), ": ")
-			e.wrong(what, remedy, "%s", text)
+		if e.backendDir == "" && !filepath.IsAbs(p.Backend) {
+			e.waits(what, whatProgram)
 			continue
 		}
-		if err := trust.Executable(path, p.SHA256); err != nil {
+		path, err := e.backendFile(p)
+		if err != nil {
+			if !e.unseen(what, path, err) {
+				text, remedy, _ := cutLast(e.Node.oneLine(err), ": ")
+				e.wrong(what, remedy, "%s", text)
+			}
+			continue
+		}
+		if err := e.Node.executable(path, p.SHA256); err != nil {
 			e.failure(what, "", err)
 			continue
 		}
@@ -56,10 +58,10 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 		}
 		if _, known := versions[path]; !known {
 			ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-			versions[path], err = e.Program.Describe(ctx, path)
+			versions[path], err = e.Program.Describe(ctx, e.Node.outside(path))
 			cancel()
 			if err != nil {
-				e.wrong(what, "credential-broker conformance "+quote(path), "%s: %s", path, oneLine(err))
+				e.wrong(what, "credential-broker conformance "+quote(path), "%s: %s", path, e.Node.oneLine(err))
 				broken[path] = what
 				continue
 			}
@@ -68,12 +70,28 @@ func (e *examination) lookAtBackends(ctx context.Context) {
 			continue
 		}
 		e.files[p.Name] = path
-		if version := versions[path]; version != e.Version && filepath.Dir(e.Node.inside(path)) == filepath.Clean(e.backendDir) {
+		if version := versions[path]; version != e.Version && filepath.Dir(path) == filepath.Clean(e.backendDir) {
 			e.note(what, "", "%s has version %s, and the broker %s: which works, by the protocol", path, version, e.Version)
 		} else {
 			e.ok(what, "%s, version %s, and its settings are right", path, version)
 		}
 	}
+}
+
+// backendFile is where a provider's backend is.
+func (e *examination) backendFile(p *config.Provider) (string, error) {
+	if e.Node.Root == "" {
+		return e.Program.Find(e.backendDir, p.Backend)
+	}
+	path, name := p.Backend, e.Node.outside(p.Backend)
+	if !filepath.IsAbs(path) {
+		path, name = filepath.Join(e.backendDir, "credential-backend-"+path), path
+	}
+	if e.Node.exists(path) {
+		return path, nil
+	}
+	_, err := e.Program.Find(e.Node.outside(e.backendDir), name) // which says what is there instead
+	return path, err
 }
 
 // cutLast cuts at the last separator, behind which errors have what to do.
@@ -90,11 +108,11 @@ func (e *examination) userIsThere(p *config.Provider, what string) bool {
 		return true
 	}
 	if e.kubelet != nil && e.kubelet.UID > 0 {
-		e.wrong(what, "remove `user`, or run the kubelet as root", "%s: user %q: the kubelet runs as user %d, and only root can run a backend as another user", p.At, p.User, e.kubelet.UID)
+		e.wrong(what, "remove `user`, or run the kubelet as root", "%s: user %q: the kubelet runs as user %d, and only root can run a backend as another user", e.Node.reword(p.At), p.User, e.kubelet.UID)
 		return false
 	}
 	if err := e.Node.user(p.User); err != nil {
-		e.wrong(what, "useradd --system --shell /usr/sbin/nologin "+quote(p.User), "%s: user %q: %v", p.At, p.User, err)
+		e.wrong(what, "useradd --system --shell /usr/sbin/nologin "+quote(p.User), "%s: user %q: %s", e.Node.reword(p.At), p.User, e.Node.oneLine(err))
 		return false
 	}
 	if e.UID > 0 {
@@ -110,8 +128,8 @@ func (e *examination) settingsAreWrong(ctx context.Context, p *config.Provider, 
 	environ, _ := e.environ(p)
 	problems := e.Program.Settings(ctx, e.cfg, p, environ)
 	for _, problem := range problems {
-		text := oneLine(problem)
-		e.wrong(what, "correct it; credential-broker explain and validate help", "%s: %s", e.cfg.Position(p.Name, fieldOf(text)), text)
+		text := e.Node.oneLine(problem)
+		e.wrong(what, "correct it; credential-broker explain and validate help", "%s: %s", e.Node.reword(e.cfg.Position(p.Name, fieldOf(text))), text)
 	}
 	return len(problems) > 0
 }
@@ -179,7 +197,7 @@ func (e *examination) lookAtRuntime() {
 	bytes, files, readOnly, err := e.Node.room(path)
 	switch {
 	case err != nil:
-		e.unknown(whatRuntime, "", "%s: %v", path, err)
+		e.unknown(whatRuntime, "", "%s: %s", path, e.Node.oneLine(err))
 	case readOnly:
 		e.wrong(whatRuntime, "mount -o remount,rw "+path, "%s is mounted read-only, and backends have their sockets there; /tmp is tried instead", path)
 	case bytes < leastBytes || files < leastFiles:
@@ -234,7 +252,7 @@ func (e *examination) lookAtAgent(ctx context.Context) {
 	}
 	if e.cfg.Agent.Metrics != "" {
 		if err := e.Program.Listens(ctx, e.cfg.Agent.Metrics); err != nil {
-			e.wrong(whatAgent, "systemctl restart credential-broker; journalctl -u credential-broker -n 20", "nobody serves agent.metrics: %s", oneLine(err))
+			e.wrong(whatAgent, "systemctl restart credential-broker; journalctl -u credential-broker -n 20", "nobody serves agent.metrics: %s", e.Node.oneLine(err))
 			sound = false
 		}
 	}
@@ -344,7 +362,7 @@ func (e *examination) lookAtLog() {
 			return
 		}
 		if err := e.Node.writable(at); err != nil && !errors.Is(err, errors.ErrUnsupported) && (e.UID == 0 || !e.runsAsRoot()) {
-			e.wrong(whatLog, "name another file in log.file", "%s cannot be written: %v", at, err)
+			e.wrong(whatLog, "name another file in log.file", "%s cannot be written: %s", at, e.Node.oneLine(err))
 			return
 		}
 	}
@@ -429,7 +447,7 @@ func (e *examination) checkOne(ctx context.Context, p *config.Provider) func() {
 	return func() {
 		switch {
 		case err != nil:
-			e.wrong(what, "credential-broker get "+e.configFlag()+quote(name), "for %s: %s", name, oneLine(err))
+			e.wrong(what, "credential-broker get "+e.configFlag()+quote(name), "for %s: %s", name, e.Node.oneLine(err))
 		case !supported:
 			e.note(what, "credential-broker get "+e.configFlag()+quote(name), "its backend has no check; this asks it for credentials")
 		default:

@@ -129,11 +129,15 @@ type examination struct {
 	version      string
 	ours, others []kubelet.CredentialProvider
 	all          *kubelet.CredentialProviderConfig
+	wanted       []kubelet.Entry // what would be printed now
+	entrySocket  string          // the agent's, where an entry alone names it
 	cfg          *config.Config
 	cfgPaths     []string
 	backendDir   string
-	agent        *Agent
-	files        map[string]string // of sound backends, by provider
+	// ownBackendDir is the configuration's, whatever overrides it.
+	ownBackendDir string
+	agent         *Agent
+	files         map[string]string // of sound backends, by provider
 }
 
 // Examine looks at everything, and gives what it found in the order in which to mend it.
@@ -146,8 +150,8 @@ func Examine(ctx context.Context, o Options) []Finding {
 	e.lookAtBinDir()
 	e.findConfiguration()
 	e.lookAtPrograms()
-	e.compareEntries()
 	e.lookAtTokens()
+	e.compareEntries()
 	e.lookAtOthers()
 	e.lookAtRestart()
 	e.lookAtBackends(ctx)
@@ -178,7 +182,6 @@ func WorstFirst(findings []Finding) []Finding {
 }
 
 func (e *examination) add(f Finding) {
-	f.Text, f.Remedy = e.Node.inside(f.Text), e.Node.inside(f.Remedy)
 	e.findings = append(e.findings, f)
 }
 
@@ -210,12 +213,12 @@ func (e *examination) isWrong(what string) bool {
 
 // failure says in one line that something cannot be used; a *trust.Error has the command to run at its end, which is taken for the remedy.
 func (e *examination) failure(what, otherwise string, err error) {
-	text, remedy := split(err, otherwise)
+	text, remedy := e.Node.split(err, otherwise)
 	e.wrong(what, remedy, "%s", text)
 }
 
-// oneLine is an error's text without line breaks.
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// oneLine is an error's text without line breaks, with the node's own paths.
+func (n Node) oneLine(err error) string { return n.reword(strings.ReplaceAll(err.Error(), "\n", "; ")) }
 
 // stepTimeout bounds a step that starts a process and needs no network.
 const stepTimeout = 10 * time.Second

@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +21,7 @@ const (
 	kubeletFlags = "--image-credential-provider-config=/etc/kubernetes/providers.yaml --image-credential-provider-bin-dir=/opt/providers"
 	kubeletPID   = 4711
 	agentPID     = 4712
+	otherPID     = 99
 
 	configuration = `apiVersion: credential-broker.io/v1alpha1
 kind: BrokerConfig
@@ -43,6 +46,7 @@ type node struct {
 	root    string
 	options Options
 	program *program
+	ignore  string // findings on this are not looked at
 }
 
 // program does what a healthy one does, unless told otherwise.
@@ -167,6 +171,25 @@ func (n *node) link(target, path string) {
 	}
 }
 
+func (n *node) pipe(path string) {
+	n.t.Helper()
+	if err := syscall.Mkfifo(filepath.Join(n.root, path), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// other is another process than the kubelet, with the same arguments, which is older.
+func (n *node) other(uids, exe, words string) {
+	n.startAt(time.Now().Add(30*time.Minute), words)
+	n.write(fmt.Sprintf("/proc/%d/environ", kubeletPID), "HOME=/tmp/attack\x00")
+	n.write(fmt.Sprintf("/proc/%d/status", kubeletPID), "Name:\tkubelet\nUid:\t"+uids+"\n")
+	n.link(exe, fmt.Sprintf("/proc/%d/exe", kubeletPID))
+	if err := os.Rename(filepath.Join(n.root, "proc", strconv.Itoa(kubeletPID)), filepath.Join(n.root, "proc", strconv.Itoa(otherPID))); err != nil {
+		n.t.Fatal(err)
+	}
+	n.run(kubeletFlags)
+}
+
 func (n *node) remove(path string) {
 	n.t.Helper()
 	if err := os.RemoveAll(filepath.Join(n.root, path)); err != nil {
@@ -246,6 +269,44 @@ func TestNothingIsWrongWithAHealthyNode(t *testing.T) {
 			n.startAt(time.Now().Add(time.Hour), "/snap/microk8s/1/kubelite --kubelet-args-file=/var/snap/microk8s/current/args/kubelet")
 			n.write("/var/snap/microk8s/current/args/kubelet", strings.ReplaceAll(kubeletFlags, " --", "\n--")+"\n")
 		},
+		"k3s, by its unit": func(n *node) {
+			n.startAt(time.Now().Add(time.Hour), "/usr/local/bin/k3s server")
+			n.write("/etc/systemd/system/k3s.service", "[Service]\nExecStart=/usr/local/bin/k3s \\\n    server \\\n\t'--kubelet-arg=image-credential-provider-config=/etc/kubernetes/providers.yaml' \\\n\t'--kubelet-arg=image-credential-provider-bin-dir=/opt/providers' \\\n")
+		},
+		"microk8s with variables": func(n *node) {
+			n.startAt(time.Now().Add(time.Hour), "/snap/microk8s/1/kubelite --kubelet-args-file=/var/snap/microk8s/current/args/kubelet")
+			n.write("/var/snap/microk8s/current/args/kubelet", "--image-credential-provider-config=${SNAP_DATA}/providers.yaml\n--image-credential-provider-bin-dir=$SNAP_COMMON/bin\n")
+			n.write("/var/snap/microk8s/current/providers.yaml", entries)
+			n.link("/usr/libexec/credential-broker/credential-broker", "/var/snap/microk8s/common/bin/credential-broker")
+		},
+		"an agent that the entry alone names": func(n *node) {
+			n.withAgent()
+			n.configure("")
+		},
+		"backends in the default place, named": func(n *node) { n.options.BackendDir = "/usr/libexec/credential-broker/backends" },
+		"a new file beside the entries": func(n *node) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.write("/etc/kubernetes/providers.yaml/a.yaml", entries)
+			n.run(kubeletFlags)
+			later := time.Now().Add(2 * time.Hour)
+			if err := os.Chtimes(filepath.Join(n.root, "/etc/kubernetes/providers.yaml"), later, later); err != nil {
+				n.t.Fatal(err)
+			}
+		},
+		"a backend that is an absolute link, mounted": func(n *node) {
+			n.options.Mounted = true
+			n.writeProgram("/opt/real/backend", "backend")
+			n.link("/opt/real/backend", "/usr/libexec/credential-broker/backends/credential-backend-dockerconfig")
+		},
+		"a process of another user's that is called kubelet": func(n *node) { n.other("1000\t1000\t1000\t1000", "/usr/bin/kubelet", "kubelet --v=2") },
+		"a program that runs as root for another user":       func(n *node) { n.other("1000\t0\t0\t0", "/usr/bin/kubelet", "kubelet --v=2") },
+		"another program of root's that is called kubelet":   func(n *node) { n.other("0\t0\t0\t0", "/usr/bin/passwd", "kubelet --v=2") },
+		"a kubelet in a container": func(n *node) {
+			n.other("0\t0\t0\t0", "/usr/bin/kubelet", "/usr/bin/kubelet --v=2")
+			n.link("mnt:[1]", "/proc/1/ns/mnt")
+			n.link("mnt:[2]", fmt.Sprintf("/proc/%d/ns/mnt", otherPID))
+			n.link("mnt:[1]", fmt.Sprintf("/proc/%d/ns/mnt", kubeletPID))
+		},
 		"EKS, not running": func(n *node) {
 			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
 			n.options.UID = 1000
@@ -258,6 +319,11 @@ func TestNothingIsWrongWithAHealthyNode(t *testing.T) {
 			findings := n.examine()
 			if Problems(findings) != 0 {
 				t.Errorf("%d problems:\n%s", Problems(findings), all(findings))
+			}
+			for provider, environ := range n.program.environs {
+				if slices.Contains(environ, "HOME=/tmp/attack") {
+					t.Errorf("%s was judged with the environment of a process that is no kubelet", provider)
+				}
 			}
 			for _, f := range findings {
 				if f.WaitsFor != "" {
@@ -302,7 +368,7 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 		{"a kubelet configuration that it does not take", entry("0s", "soon"), "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml:7: providers[0].defaultCacheDuration: must be a duration", "correct it", whatEntry},
 		{
 			"a kubelet configuration that everybody can write", func(n *node) { n.chmod("/etc/kubernetes/providers.yaml", 0o646) },
-			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod o-w /etc/kubernetes/providers.yaml", "",
+			"WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not safe to use", "chmod o-w /etc/kubernetes/providers.yaml", whatEntry,
 		},
 		{"a directory for a kubelet before 1.34", func(n *node) {
 			n.remove("/etc/kubernetes/providers.yaml")
@@ -326,8 +392,13 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.remove("/opt/providers/credential-broker")
 			n.writeProgram("/opt/providers/credential-broker", "older")
 			n.writeProgram("/opt/providers/backends/credential-backend-dockerconfig", "backend")
-		}, "WRONG program: /opt/providers/credential-broker is another program", "rm /opt/providers/credential-broker && credential-broker kubelet-config --link", ""},
-		{"a program that cannot be executed", func(n *node) { n.chmod("/usr/libexec/credential-broker/credential-broker", 0o644) }, "WRONG program: /usr/libexec/credential-broker/credential-broker is not safe to use: it is not executable", "chmod +x", ""},
+		}, "WRONG program: /opt/providers/credential-broker is another program", "look with /opt/providers/credential-broker doctor", ""},
+		{"a link to a program of another version", func(n *node) {
+			n.writeProgram("/opt/old/credential-broker", "older")
+			n.writeProgram("/opt/old/backends/credential-backend-dockerconfig", "backend")
+			n.link("/opt/old/credential-broker", "/opt/providers/credential-broker")
+		}, "WRONG program: /opt/providers/credential-broker -> /opt/old/credential-broker is another program", "/usr/libexec/credential-broker/credential-broker kubelet-config --link --bin-dir /opt/providers, or look with /opt/old/credential-broker doctor", ""},
+		{"a program that cannot be executed", func(n *node) { n.chmod("/usr/libexec/credential-broker/credential-broker", 0o644) }, "WRONG program: /opt/providers/credential-broker is not safe to use: it is not executable", "chmod +x /opt/providers/credential-broker", ""},
 		{"no entry of ours", func(n *node) {
 			entry("name: credential-broker", "name: other")(n)
 			n.writeProgram("/opt/providers/other", "other")
@@ -335,7 +406,7 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 		{
 			"an entry that covers too little", func(n *node) { n.configure("- {name: more, backend: dockerconfig, matchImages: [more.example]}\n") },
 			`WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: no pattern of matchImages covers "more.example" of provider "more"`,
-			"credential-broker kubelet-config >/etc/kubernetes/providers.yaml && systemctl daemon-reload && systemctl restart kubelet", "",
+			"credential-broker kubelet-config >/etc/kubernetes/providers.yaml.new && mv /etc/kubernetes/providers.yaml.new /etc/kubernetes/providers.yaml && systemctl daemon-reload && systemctl restart kubelet", "",
 		},
 		{"an entry for another configuration", func(n *node) {
 			n.write("/etc/mine.yaml", configuration)
@@ -348,7 +419,45 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 		{"no entry for an audience", func(n *node) {
 			n.withTokens()
 			n.write("/etc/kubernetes/providers.yaml", entries+"  args: [--audience, \"\"]\n")
-		}, `WRONG kubelet's entry: there is no entry for audience "sts.example" (pods)`, "kubelet-config", ""},
+			n.remove("/opt/providers/credential-broker-sts.example")
+		}, `WRONG kubelet's entry: there is no entry for audience "sts.example" (pods)`, "credential-broker kubelet-config --link --bin-dir /opt/providers && credential-broker kubelet-config >", ""},
+		{"a single entry that covers too little", func(n *node) {
+			n.withTokens()
+			n.configure(`- name: pods
+  backend: dockerconfig
+  matchImages: [pods.example, more.example]
+  tokenAttributes: {serviceAccountTokenAudience: sts.example, cacheType: Token, requireServiceAccount: false}
+`)
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "[registry.example]", "[registry.example, pods.example]", 1)+"  tokenAttributes: {serviceAccountTokenAudience: sts.example, cacheType: Token, requireServiceAccount: false}\n")
+			n.link("/usr/libexec/credential-broker/credential-broker", "/opt/providers/credential-broker-sts.example")
+		}, `WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: no pattern of matchImages covers "more.example"`, "credential-broker kubelet-config --single >", ""},
+		{"wider patterns that cover too little", func(n *node) {
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "[registry.example]", `["*.example"]`, 1))
+			n.configure("- {name: more, backend: dockerconfig, matchImages: [more.other]}\n")
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: ", "kubelet-config --match '*.example' --match more.other >", ""},
+		{"tokens to be for a kubelet of 1.33", func(n *node) {
+			n.withTokens()
+			n.program.version = "Kubernetes v1.33.4"
+			n.write("/etc/kubernetes/providers.yaml", entries+"  args: [--audience, \"\"]\n")
+			n.ignore = whatEntry
+		}, "WRONG service account tokens: v1.33.4 does not know tokenAttributes", "1.34", ""},
+		{"a kubelet configuration that is a pipe", func(n *node) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.pipe("/etc/kubernetes/providers.yaml")
+		}, "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is neither a file nor a directory", "kubelet-config", whatEntry},
+		{"a kubelet configuration behind a directory that everybody can write", func(n *node) {
+			n.link("/etc/kubernetes/providers.yaml", "/srv/open/providers.yaml")
+			n.chmod("/srv/open", 0o757)
+			n.run(strings.Replace(kubeletFlags, "/etc/kubernetes", "/srv/open", 1))
+		}, "WRONG kubelet's credential provider configuration: /srv/open/providers.yaml is not safe to use: /srv/open can be written by everybody", "chmod o-w /srv/open", whatEntry},
+		{"k3s that is not running", func(n *node) {
+			n.write("/etc/rancher/k3s/config.yaml", "kubelet-arg: [image-credential-provider-config=/etc/kubernetes/providers.yaml, image-credential-provider-bin-dir=/opt/providers]\n")
+			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+		}, "WRONG kubelet restart: no kubelet runs", "systemctl start k3s-agent; journalctl -u k3s-agent", ""},
+		{"backends in another place than the operator says", func(n *node) {
+			n.writeProgram("/opt/backends/credential-backend-dockerconfig", "backend")
+			n.options.BackendDir = "/opt/backends"
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml:4: entry credential-broker: it takes backends from /usr/libexec/credential-broker/backends, not /opt/backends", "kubelet-config --backend-dir /opt/backends >", ""},
 		{"answers for one token that the kubelet would share", func(n *node) {
 			n.withTokens()
 			text, _ := os.ReadFile(filepath.Join(n.root, "/etc/kubernetes/providers.yaml"))
@@ -422,6 +531,7 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n := healthy(t)
 			test.harm(n)
 			findings := n.examine()
+			findings = slices.DeleteFunc(findings, func(f Finding) bool { return n.ignore != "" && f.What == n.ignore })
 			if got := Problems(findings); got != 1 {
 				t.Errorf("%d problems, want the one:\n%s", got, all(findings))
 			}
@@ -440,6 +550,17 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 				t.Errorf("%s was looked at:\n%s", test.waits, all(findings))
 			}
 		})
+	}
+}
+
+func TestAFirstProviderForTokensTakesNothingFromTheOthers(t *testing.T) {
+	n := healthy(t)
+	n.withTokens()
+	n.write("/etc/kubernetes/providers.yaml", entries)
+	findings := n.examine()
+	text := all(findings)
+	if Problems(findings) != 2 || !strings.Contains(text, `entry credential-broker: its args lack --audience ""`) || !strings.Contains(text, `there is no entry for audience "sts.example" (pods)`) || strings.Contains(text, "remove it") {
+		t.Errorf("got\n%s", text)
 	}
 }
 
@@ -539,6 +660,36 @@ func TestLinksOfAMountedNodeStayInIt(t *testing.T) {
 	}
 	if _, err := n.options.Node.follow("/etc/round"); err == nil {
 		t.Error("a link to itself leads somewhere")
+	}
+}
+
+func TestOnlyPathsOfAMountedNodeAreReworded(t *testing.T) {
+	n := Node{Root: "/mnt"}
+	for path, want := range map[string]string{"/mnt/etc/x": "/etc/x", "/mnt": "/", "/mnt2/x": "/mnt2/x", "/etc/mnt/x": "/etc/mnt/x"} {
+		if got := n.inside(path); got != want {
+			t.Errorf("inside %s: %s, want %s", path, got, want)
+		}
+	}
+	const text = `open /mnt/etc/x: in "/mnt/a" and (/mnt), not registry.example/mnt/app, /mnt2 or mnt/x`
+	if got, want := n.reword(text), `open /etc/x: in "/a" and (/), not registry.example/mnt/app, /mnt2 or mnt/x`; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestAUsersServiceIsNoUnitOfTheKubelets(t *testing.T) {
+	for cgroup, want := range map[string]string{
+		"0::/system.slice/kubelet.service\n":                                          "kubelet",
+		"0::/user.slice/user-1000.slice/user@1000.service/app.slice/x$(id).service\n": "",
+		"0::/system.slice/user@1000.service\n":                                        "",
+		"0::/system.slice/containerd.service/x/k3s-agent.service\n":                   "k3s-agent",
+	} {
+		if got := unitOf(cgroup); got != want {
+			t.Errorf("%s: %q, want %q", cgroup, got, want)
+		}
+	}
+	e := examination{kubelet: &Process{Unit: "x$(id)"}}
+	if got := e.restart(); !strings.HasSuffix(got, " restart 'x$(id)'") {
+		t.Errorf("a shell would read it: %s", got)
 	}
 }
 

@@ -66,6 +66,19 @@ func configurationOf(p kubelet.CredentialProvider) (path, backendDir string) {
 	return path, backendDir
 }
 
+// agentOf is the socket that an entry names for an agent.
+func agentOf(p kubelet.CredentialProvider) (socket string, named bool) {
+	for _, v := range p.Env {
+		if v.Name == kubelet.AgentVariable {
+			socket, named = v.Value, true
+		}
+	}
+	if value, given := argument(p.Args, "agent"); given {
+		socket, named = value, true
+	}
+	return socket, named
+}
+
 // argument is the value of a flag among an entry's arguments.
 func argument(args []string, name string) (value string, given bool) {
 	for i, arg := range args {
@@ -91,10 +104,14 @@ func (e *examination) defaultPaths() []string {
 func (e *examination) readConfiguration(backendDir string) {
 	outside := make([]string, len(e.cfgPaths))
 	for i, path := range e.cfgPaths {
-		if _, err := e.Node.stat(path); err != nil {
+		info, err := e.Node.stat(path)
+		if err != nil {
 			if !e.unseen(whatConfig, path, err) {
 				e.wrong(whatConfig, "create it, or name another with --config and print the kubelet's entry anew", "%s is not there", path)
 			}
+			return
+		}
+		if e.leadsAway(whatConfig, path, info) {
 			return
 		}
 		outside[i] = e.Node.outside(path)
@@ -102,12 +119,16 @@ func (e *examination) readConfiguration(backendDir string) {
 	cfg, problems := config.Inspect(outside...)
 	for _, p := range problems {
 		message, remedy, _ := strings.Cut(p.Message, "; ")
-		p.Message = message
+		p.File, p.Message = e.Node.inside(p.File), message
 		e.wrong(whatConfig, remedy, "%s", p.Error())
 	}
 	sound := len(problems) == 0
-	for _, source := range slices.Concat(outside, cfg.Sources) {
-		if err := (Node{}).trusted(source); err != nil {
+	sources := make([]string, len(cfg.Sources))
+	for i, source := range cfg.Sources {
+		sources[i] = e.Node.inside(source)
+	}
+	for _, source := range slices.Concat(e.cfgPaths, sources) {
+		if err := e.Node.trusted(source); err != nil {
 			sound = false
 			e.failure(whatConfig, "", err)
 			break
@@ -116,20 +137,25 @@ func (e *examination) readConfiguration(backendDir string) {
 	if !sound {
 		return
 	}
+	e.ownBackendDir = cfg.BackendDir
 	if backendDir != "" {
 		cfg.BackendDir = backendDir
 	}
 	e.backendDir = cfg.BackendDir
 	if e.SocketGiven {
 		cfg.SetAgent(e.Socket)
+	} else if cfg.Agent.Socket == "" && len(e.ours) > 0 {
+		if e.entrySocket, _ = agentOf(e.ours[0]); e.entrySocket != "" {
+			cfg.SetAgent(e.entrySocket)
+		}
 	}
 	e.cfg = cfg
 	if socket := cfg.Agent.Socket; socket != "" && !e.Mounted {
 		e.agentOnce(socket) // early: its environment is that of the backends
 	}
-	e.ok(whatConfig, "%s: %d %s", strings.Join(cfg.Sources, ", "), len(cfg.Providers), plural(len(cfg.Providers), "provider", "providers"))
+	e.ok(whatConfig, "%s: %d %s", strings.Join(sources, ", "), len(cfg.Providers), plural(len(cfg.Providers), "provider", "providers"))
 	for _, warning := range append(slices.Clone(cfg.Warnings), cfg.Overlaps()...) {
-		e.note(whatConfig, "", "%s", warning.Error())
+		e.note(whatConfig, "", "%s", e.Node.reword(warning.Error()))
 	}
 }
 
@@ -182,13 +208,17 @@ func (e *examination) lookAtProgram(path, link string) {
 	}
 	switch same, err := sameProgram(e.Node.outside(file), e.Self); {
 	case err != nil:
-		e.unknown(whatProgram, "", "%s: %v", leads, err)
+		e.unknown(whatProgram, "", "%s: %s", leads, e.Node.oneLine(err))
 	case same == asFile:
 		e.ok(whatProgram, "%s: this program, version %s", leads, e.Version)
 	case same == asCopy:
-		e.note(whatProgram, "rm "+quote(path)+" && "+link, "%s is a copy of this program: a new version has to be copied there too", leads)
+		e.note(whatProgram, "", "%s is a copy of this program: a new version has to be copied there too", leads)
+	case file == path:
+		e.wrong(whatProgram, "install this version there, with its backends, or look with "+quote(path)+" doctor, which is what the kubelet runs",
+			"%s is another program, or version, than this one (%s, version %s)", leads, e.Node.inside(e.Self), e.Version)
 	default:
-		e.wrong(whatProgram, "rm "+quote(path)+" && "+link, "%s is another program, or version, than this one (%s, version %s)", leads, e.Self, e.Version)
+		e.wrong(whatProgram, quote(e.Node.inside(e.Self))+strings.TrimPrefix(link, "credential-broker")+", or look with "+quote(file)+" doctor, which is what the kubelet runs",
+			"%s is another program, or version, than this one (%s, version %s)", leads, e.Node.inside(e.Self), e.Version)
 	}
 }
 
@@ -243,24 +273,20 @@ func (e *examination) compareEntries() {
 	case e.all == nil:
 		e.waits(whatEntry, e.firstWrong(whatKubelet, whatFlags, whatKubeConfig))
 		return
-	case len(e.ours) == 0:
-		e.wrong(whatEntry, e.printed(""), "%s has no entry of the broker's; it has %s", e.flags.config, names(e.all.Providers))
-		return
-	case e.cfg == nil:
+	case e.cfg == nil && len(e.ours) > 0:
 		e.waits(whatEntry, whatConfig)
 		return
 	}
-	options := kubelet.EntryOptions{Single: e.isSingle()}
-	if e.configFlag() != "" {
-		options.ConfigPath = e.cfgPaths[0]
+	if err := e.findWanted(); err != nil {
+		e.wrong(whatEntry, "", "%s", e.Node.oneLine(err))
+		return
 	}
-	wanted, _, err := kubelet.Entries(e.cfg, options)
-	if err != nil {
-		e.wrong(whatEntry, "", "%s", oneLine(err))
+	if len(e.ours) == 0 {
+		e.wrong(whatEntry, e.printed(""), "%s has no entry of the broker's; it has %s", e.flags.config, names(e.all.Providers))
 		return
 	}
 	matched := map[string]bool{}
-	for _, want := range wanted {
+	for _, want := range e.wanted {
 		i := slices.IndexFunc(e.ours, func(p kubelet.CredentialProvider) bool { return audienceOf(p) == want.Audience && !matched[p.Name] })
 		if i < 0 {
 			who := "the providers without tokenAttributes"
@@ -280,10 +306,29 @@ func (e *examination) compareEntries() {
 	}
 }
 
+// findWanted finds what kubelet-config would print now.
+func (e *examination) findWanted() (err error) {
+	if e.cfg == nil {
+		return nil
+	}
+	options := kubelet.EntryOptions{Single: e.isSingle()}
+	if e.configFlag() != "" {
+		options.ConfigPath = e.cfgPaths[0]
+	}
+	if e.wanted, _, err = kubelet.Entries(e.cfg, options); err != nil && options.Single { // there is more than one audience by now
+		options.Single = false
+		e.wanted, _, err = kubelet.Entries(e.cfg, options)
+	}
+	return err
+}
+
 // isSingle says whether the one entry serves providers with and without tokens, as --single makes it.
 func (e *examination) isSingle() bool {
+	if len(e.ours) != 1 {
+		return false
+	}
 	_, given := argument(e.ours[0].Args, "audience")
-	return len(e.ours) == 1 && !given && slices.ContainsFunc(e.cfg.Providers, func(p *config.Provider) bool { return p.TokenAttributes != nil })
+	return !given && e.ours[0].TokenAttributes != nil && slices.ContainsFunc(e.cfg.Providers, func(p *config.Provider) bool { return p.TokenAttributes != nil })
 }
 
 // audienceOf is that of the tokens an entry's broker is for.
@@ -297,16 +342,67 @@ func audienceOf(p kubelet.CredentialProvider) string {
 	return ""
 }
 
-// printed is the command that mends an entry: the whole file, if all of it is ours.
+// printed is the command that mends an entry: the links that are missing, since a kubelet does not start with an entry whose program is not there; then the whole file, in one step, if all of it is ours.
 func (e *examination) printed(name string) string {
-	const again = "credential-broker kubelet-config "
+	again := "credential-broker kubelet-config " + e.entryFlags()
+	link := ""
+	if slices.ContainsFunc(e.wanted, func(want kubelet.Entry) bool { return !e.Node.exists(filepath.Join(e.flags.binDir, want.Name)) }) {
+		link = again + "--link --bin-dir " + quote(e.flags.binDir)
+	}
 	if len(e.others) == 0 && len(e.all.Sources) == 1 {
-		return again + e.configFlag() + ">" + quote(e.all.Sources[0]) + " && " + e.restart()
+		if link != "" {
+			link += " && "
+		}
+		file := e.all.Sources[0]
+		return link + again + ">" + quote(file+".new") + " && mv " + quote(file+".new") + " " + quote(file) + " && " + e.restart()
 	}
 	if name == "" {
 		name = "the entry"
 	}
-	return "put " + name + ", as `" + strings.TrimSpace(again+e.configFlag()) + "` prints it, into " + e.all.Sources[0] + "; then " + e.restart()
+	if link != "" {
+		link += "; then "
+	}
+	return link + "put " + name + ", as `" + strings.TrimSpace(again) + "` prints it, into " + e.all.Sources[0] + "; then " + e.restart()
+}
+
+// entryFlags are those with which kubelet-config prints what is there, where it is right; they end with a space.
+func (e *examination) entryFlags() string {
+	flags := e.configFlag()
+	add := func(name, value string) { flags += "--" + name + " " + quote(value) + " " }
+	backendDir := e.BackendDir
+	if backendDir == "" && len(e.ours) > 0 {
+		_, backendDir = configurationOf(e.ours[0])
+	}
+	if backendDir != "" {
+		add("backend-dir", backendDir)
+	}
+	if e.SocketGiven {
+		add("agent", e.Socket)
+	} else if e.entrySocket != "" {
+		add("agent", e.entrySocket)
+	}
+	if e.isSingle() && len(e.wanted) == 1 {
+		flags += "--single "
+	}
+	if len(e.ours) == 1 && len(e.wanted) == 1 {
+		is, want := e.ours[0].MatchImages, e.wanted[0].MatchImages
+		if slices.ContainsFunc(is, func(pattern string) bool { return !slices.Contains(want, pattern) }) { // wider than need be, so somebody wanted it so
+			for _, pattern := range want {
+				if !covers(is, pattern) {
+					is = append(slices.Clone(is), pattern)
+				}
+			}
+			for _, pattern := range is {
+				add("match", pattern)
+			}
+		}
+	}
+	return flags
+}
+
+// covers says whether an entry with these patterns is asked for all images of this one.
+func covers(matchImages []string, pattern string) bool {
+	return len(kubelet.Uncovered(matchImages, []*config.Provider{{MatchImages: []string{pattern}}})) == 0
 }
 
 // compareEntry says what differs from the entry that would be printed, and matters.
@@ -325,8 +421,8 @@ func (e *examination) compareEntry(is kubelet.CredentialProvider, want kubelet.E
 	if path, _ := configurationOf(is); !e.samePlace(path, want) {
 		say("it uses the configuration %s, not %s", orDefault(path), strings.Join(e.cfgPaths, ", "))
 	}
-	if _, dir := configurationOf(is); e.BackendDir != "" && dir != e.BackendDir {
-		say("it takes backends from %s, not %s", orDefault(dir), e.BackendDir)
+	if dir := e.backendDirOf(is); e.BackendDir != "" && !e.sameFile(dir, e.BackendDir) {
+		say("it takes backends from %s, not %s", dir, e.BackendDir)
 	}
 	if wantAudience, given := argument(want.Args, "audience"); given {
 		if audience, has := argument(is.Args, "audience"); !has || audience != wantAudience {
@@ -334,16 +430,12 @@ func (e *examination) compareEntry(is kubelet.CredentialProvider, want kubelet.E
 		}
 	}
 	wrong = append(wrong, tokenDifferences(is.TokenAttributes, want.TokenAttributes)...)
-	socket, named := "", false
-	for _, v := range is.Env {
-		if v.Name == kubelet.AgentVariable {
-			socket, named = v.Value, true
-		}
-	}
-	if value, given := argument(is.Args, "agent"); given {
-		socket, named = value, true
-	}
-	if named && socket != e.cfg.Agent.Socket {
+	socket, named := agentOf(is)
+	switch {
+	case !named || socket == e.cfg.Agent.Socket:
+	case socket == "":
+		e.note(whatEntry, "", "%s: entry %s: it asks no agent, though the configuration has one", at(is), is.Name)
+	default:
 		say("it asks an agent on %q, and the configuration's agent.socket is %q", socket, e.cfg.Agent.Socket)
 	}
 	for _, text := range wrong {
@@ -366,9 +458,29 @@ func (e *examination) samePlace(path string, want kubelet.Entry) bool {
 	if path == "" || !given {
 		return path == "" && !given || path != "" && slices.Contains(e.cfgPaths, path)
 	}
-	a, err := e.Node.follow(path)
-	b, err2 := e.Node.follow(wanted)
-	return path == wanted || err == nil && err2 == nil && a == b
+	return e.sameFile(path, wanted)
+}
+
+// sameFile says whether two paths lead to the same.
+func (e *examination) sameFile(one, other string) bool {
+	a, err := e.Node.follow(one)
+	b, err2 := e.Node.follow(other)
+	return one == other || err == nil && err2 == nil && a == b
+}
+
+// backendDirOf is where an entry's broker has its backends: what it names, what the configuration does, or beside the program.
+func (e *examination) backendDirOf(is kubelet.CredentialProvider) string {
+	if _, dir := configurationOf(is); dir != "" {
+		return dir
+	}
+	if e.ownBackendDir != "" {
+		return e.ownBackendDir
+	}
+	file, err := e.Node.follow(filepath.Join(e.flags.binDir, is.Name))
+	if err != nil {
+		return orDefault("")
+	}
+	return filepath.Join(filepath.Dir(file), "backends")
 }
 
 func orDefault(path string) string {
@@ -415,9 +527,21 @@ func tokenDifferences(is, want *kubelet.TokenAttributes) (wrong []string) {
 // lookAtTokens says what else tokens need.
 func (e *examination) lookAtTokens() {
 	var audiences []string
+	add := func(audience string) {
+		if !slices.Contains(audiences, audience) {
+			audiences = append(audiences, audience)
+		}
+	}
 	for _, p := range e.ours {
 		if p.TokenAttributes != nil {
-			audiences = append(audiences, p.TokenAttributes.ServiceAccountTokenAudience)
+			add(p.TokenAttributes.ServiceAccountTokenAudience)
+		}
+	}
+	if e.cfg != nil { // whose entries are to be printed
+		for _, p := range e.cfg.Providers {
+			if p.TokenAttributes != nil {
+				add(p.TokenAttributes.ServiceAccountTokenAudience)
+			}
 		}
 	}
 	if len(audiences) == 0 {
@@ -448,7 +572,7 @@ func (e *examination) lookAtOthers() {
 	}
 	for _, other := range e.others {
 		if err := e.Node.executable(filepath.Join(e.flags.binDir, other.Name), nil); err != nil && !e.isWrong(whatBinDir) && !isPermission(err) {
-			text, remedy := split(err, "install it, or remove the entry; then "+e.restart())
+			text, remedy := e.Node.split(err, "install it, or remove the entry; then "+e.restart())
 			e.wrong(whatOthers, remedy, "%s: entry %s: %s", at(other), other.Name, text)
 		}
 		for _, ours := range e.ours {

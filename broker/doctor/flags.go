@@ -46,6 +46,8 @@ func (f *flags) set(name, value string) {
 // flagFiles are what the files say that a kubelet's flags come from.
 type flagFiles struct {
 	flags
+	// opaque is a file in which a flag's value has a variable that cannot be told from here.
+	opaque string
 	// read are those files that exist.
 	read []string
 }
@@ -55,6 +57,9 @@ var flagPlaces = []string{
 	"/usr/lib/systemd/system/kubelet.service", "/lib/systemd/system/kubelet.service", "/etc/systemd/system/kubelet.service",
 	"/usr/lib/systemd/system/kubelet.service.d/*.conf", "/etc/systemd/system/kubelet.service.d/*.conf",
 	"/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet", "/etc/eks/kubelet/environment",
+	"/etc/systemd/system/k3s.service", "/etc/systemd/system/k3s.service.d/*.conf", "/etc/systemd/system/k3s-agent.service", "/etc/systemd/system/k3s-agent.service.d/*.conf",
+	"/usr/local/lib/systemd/system/rke2-server.service", "/usr/lib/systemd/system/rke2-server.service", "/etc/systemd/system/rke2-server.service", "/etc/systemd/system/rke2-server.service.d/*.conf",
+	"/usr/local/lib/systemd/system/rke2-agent.service", "/usr/lib/systemd/system/rke2-agent.service", "/etc/systemd/system/rke2-agent.service", "/etc/systemd/system/rke2-agent.service.d/*.conf",
 	"/etc/rancher/k3s/config.yaml", "/etc/rancher/k3s/config.yaml.d/*.yaml", "/etc/rancher/rke2/config.yaml", "/etc/rancher/rke2/config.yaml.d/*.yaml",
 	microk8sArgs,
 }
@@ -62,10 +67,16 @@ var flagPlaces = []string{
 // microk8sArgs is the file that microk8s's kubelite reads the kubelet's flags from.
 const microk8sArgs = "/var/snap/microk8s/current/args/kubelet"
 
+// snapVariables are those that microk8s's arguments may have in them.
+var snapVariables = strings.NewReplacer(
+	"${SNAP_DATA}", "/var/snap/microk8s/current", "$SNAP_DATA", "/var/snap/microk8s/current", "${SNAP_COMMON}", "/var/snap/microk8s/common", "$SNAP_COMMON", "/var/snap/microk8s/common",
+	"${SNAP}", "/snap/microk8s/current", "$SNAP", "/snap/microk8s/current",
+)
+
 // k3sDefaults is where k3s looks if no flag says otherwise and the files are there (its --image-credential-provider-config and -bin-dir).
 var k3sDefaults = flags{config: "/var/lib/rancher/credentialprovider/config.yaml", binDir: "/var/lib/rancher/credentialprovider/bin", from: "k3s's default"}
 
-var flagPattern = regexp.MustCompile(`(` + flagConfig + `|` + flagBinDir + `)(?:=|:?\s+)["']?([^\s"'\\]+)`)
+var flagPattern = regexp.MustCompile(`(` + flagConfig + `|` + flagBinDir + `)(?:=|:?\s+)["']?([^\s"'\\,\]]+)`)
 
 func (n Node) flagFiles() flagFiles {
 	var f flagFiles
@@ -81,7 +92,15 @@ func (n Node) flagFiles() flagFiles {
 					continue
 				}
 				for _, m := range flagPattern.FindAllStringSubmatch(line, -1) {
-					f.set(m[1], m[2])
+					value := m[2]
+					if path == microk8sArgs {
+						value = snapVariables.Replace(value)
+					}
+					if strings.Contains(value, "$") {
+						f.opaque = path
+						continue
+					}
+					f.set(m[1], value)
 					f.from = path
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,12 +24,25 @@ func (e *examination) findKubelet() {
 	if e.PID != 0 {
 		found = slices.DeleteFunc(found, func(p Process) bool { return p.PID != e.PID })
 	}
+	own := slices.DeleteFunc(slices.Clone(found), func(p Process) bool { return !e.believed(&p) })
 	switch {
-	case len(found) > 0:
+	case len(own) > 0:
+		e.kubelet = &own[0]
+		e.tellKubelet(len(own))
+	case e.PID != 0 && len(found) > 0:
 		e.kubelet = &found[0]
-		e.tellKubelet(len(found))
+		e.tellKubelet(1)
+		e.note(whatKubelet, "", "it is taken for a kubelet because you named it; its environment is not used, since %s", e.whyNotBelieved(e.kubelet))
+		e.kubelet.Environ, e.kubelet.EnvironErr = nil, errNotBelieved
 	case e.PID != 0:
 		e.wrong(whatKubelet, "ps -e -o pid,args | grep kubelet", "process %d is no kubelet, or has ended", e.PID)
+	case len(found) > 0:
+		p := &found[0]
+		remedy := fmt.Sprintf("credential-broker doctor --kubelet-pid %d, if that is a kubelet", p.PID)
+		if p.Elsewhere {
+			remedy = inside(p.PID)
+		}
+		e.unknown(whatKubelet, remedy, "process %d is called a kubelet, and is not taken for this node's: %s", p.PID, e.whyNotBelieved(p))
 	case len(e.settings.read) > 0 && err != nil:
 		e.unknown(whatKubelet, "run it on the node itself, or in a pod with hostPID", "%v; its flags are taken from %s", err, strings.Join(e.settings.read, ", "))
 	case len(e.settings.read) > 0:
@@ -42,6 +56,26 @@ func (e *examination) findKubelet() {
 		}
 		e.wrong(whatKubelet, remedy, "no kubelet runs here%s, and none of the files that kubelets are set up with is here", e.unlessHidden())
 	}
+}
+
+// errNotBelieved is why an environment is not used.
+var errNotBelieved = errors.New("the process may not be a kubelet")
+
+func (e *examination) whyNotBelieved(p *Process) string {
+	switch {
+	case p.Elsewhere:
+		return "it has mounts of its own, as in a container"
+	case p.UID != 0 && p.UID != e.UID:
+		return fmt.Sprintf("it runs as user %d", p.UID)
+	case !p.OneUser:
+		return "it was started by another user than it runs as"
+	}
+	return fmt.Sprintf("its program is %s", cmp.Or(p.Exe, "not told"))
+}
+
+// inside is the command that looks from where a process is.
+func inside(pid int) string {
+	return fmt.Sprintf("nsenter -t %d -m -p -n -u -i credential-broker doctor", pid)
 }
 
 func (e *examination) unlessHidden() string {
@@ -66,7 +100,7 @@ func (e *examination) tellKubelet(n int) {
 		e.note(whatKubelet, "", "%d kubelets run here, and this is the one that was started first: choose another with --kubelet-pid", n)
 	}
 	if k.Elsewhere {
-		e.note(whatKubelet, fmt.Sprintf("nsenter -t %d -m credential-broker doctor", k.PID), "it has mounts of its own, so that its paths may lead to other files than those looked at here")
+		e.note(whatKubelet, inside(k.PID), "it has mounts of its own, so that its paths may lead to other files than those looked at here")
 	}
 	if e.UID > 0 && k.UID == 0 {
 		e.note(whatKubelet, "sudo credential-broker doctor", "it runs as root, and user %d looks: what only root can read is not seen, and files are judged by what user %d may trust", e.UID, e.UID)
@@ -78,6 +112,11 @@ func (e *examination) hasKubelet() bool { return e.kubelet != nil || len(e.setti
 
 // restart is the command after which the kubelet has read its flags and configuration anew.
 func (e *examination) restart() string {
+	return "systemctl daemon-reload && systemctl restart " + quote(e.unit())
+}
+
+// unit is the systemd unit of the kubelet.
+func (e *examination) unit() string {
 	unit := "kubelet"
 	switch {
 	case e.kubelet != nil && e.kubelet.Unit != "":
@@ -93,7 +132,7 @@ func (e *examination) restart() string {
 	case e.Node.exists(microk8sArgs):
 		unit = "snap.microk8s.daemon-kubelite"
 	}
-	return "systemctl daemon-reload && systemctl restart " + unit
+	return unit
 }
 
 // flagsGoTo says where on this node flags are given to the kubelet.
@@ -147,6 +186,8 @@ func (e *examination) findFlags() {
 	case len(missing) > 0 && e.kubelet != nil && e.settings.config != "" && e.settings.binDir != "":
 		e.wrong(whatFlags, e.restart(), "%s gives %s, and the kubelet that runs (process %d) was started without", e.settings.from, strings.Join(missing, " and "), e.kubelet.PID)
 		e.flags = e.settings.flags
+	case len(missing) > 0 && e.settings.opaque != "" && (e.kubelet == nil || fromFile):
+		e.unknown(whatFlags, "", "%s gives them with a variable, whose value cannot be told from here", e.settings.opaque)
 	case len(missing) > 0:
 		e.wrong(whatFlags, fmt.Sprintf("add --%s=FILE --%s=DIR %s; then %s", flagConfig, flagBinDir, e.flagsGoTo(), e.restart()), "%s: the kubelet asks nobody for credentials",
 			strings.Join(missing, " and ")+plural(len(missing), " is", " are")+" not given")
@@ -179,13 +220,16 @@ func (e *examination) absolute(path string) string {
 
 var versionPattern = regexp.MustCompile(`v?(\d+)\.(\d+)(?:\.\d+)?\S*`)
 
+// Version finds a version of Kubernetes' in a text, such as what `kubelet --version` prints; empty: there is none.
+func Version(text string) string { return versionPattern.FindString(text) }
+
 func (e *examination) findVersion(ctx context.Context) {
 	switch {
 	case !e.hasKubelet():
 		e.waits(whatVersion, whatKubelet)
 		return
 	case e.KubeletVersion != "":
-		e.version = versionPattern.FindString(e.KubeletVersion)
+		e.version = Version(e.KubeletVersion)
 	default:
 		e.version = e.askVersion(ctx)
 	}
@@ -220,14 +264,14 @@ func (e *examination) askVersion(ctx context.Context) string {
 		return ""
 	}
 	if err := e.Node.executable(path, nil); err != nil {
-		text, _ := split(err, "")
+		text, _ := e.Node.split(err, "")
 		e.unknown(whatVersion, remedy, "not asked: %s", text)
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	said, err := e.Program.KubeletVersion(ctx, e.Node.outside(path))
-	version := versionPattern.FindString(said)
+	version := Version(said)
 	if err != nil || version == "" {
 		e.unknown(whatVersion, remedy, "%s --version did not tell it", path)
 		return ""
@@ -266,29 +310,57 @@ func (e *examination) readKubeletConfig() {
 	if info.IsDir() && e.olderThan(34) {
 		e.wrong(whatKubeConfig, "name a file in it instead: --"+flagConfig+"="+quote(filepath.Join(path, "credential-broker.yaml")), "%s is a directory, which kubelets read since 1.34, and this one is %s", path, e.version)
 	}
+	// What others could write is not read: what it says decides how backends are started here.
+	if err := e.Node.trusted(path); err != nil {
+		e.failure(whatKubeConfig, "", err)
+		return
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		e.wrong(whatKubeConfig, write, "%s is neither a file nor a directory", path)
+		return
+	}
+	if e.leadsAway(whatKubeConfig, path, info) {
+		return
+	}
 	all, err := kubelet.ReadConfig(e.Node.outside(path))
 	if problems, ok := errors.AsType[config.Problems](err); ok {
 		for _, p := range problems {
+			p.File = e.Node.inside(p.File)
 			e.wrong(whatKubeConfig, "correct it, or print it anew: "+write, "%s: the kubelet does not start with it", p.Error())
 		}
 		return
 	} else if err != nil {
 		if !e.unseen(whatKubeConfig, path, err) {
-			e.wrong(whatKubeConfig, write, "%s", oneLine(err))
+			e.wrong(whatKubeConfig, write, "%s", e.Node.oneLine(err))
 		}
 		return
 	}
-	e.all = all
-	sound := true
-	for _, source := range append([]string{path}, all.Sources...) {
-		if err := e.Node.trusted(strings.TrimPrefix(source, strings.TrimSuffix(e.Node.Root, "/"))); err != nil && sound {
-			sound = false
+	for i, source := range all.Sources {
+		all.Sources[i] = e.Node.inside(source)
+		if err := e.Node.trusted(all.Sources[i]); err != nil {
 			e.failure(whatKubeConfig, "", err)
+			return
 		}
 	}
-	if sound {
-		e.ok(whatKubeConfig, "%s: %d %s", strings.Join(all.Sources, ", "), len(all.Providers), plural(len(all.Providers), "entry", "entries"))
+	for i := range all.Providers {
+		all.Providers[i].File = e.Node.inside(all.Providers[i].File)
 	}
+	e.all = all
+	e.ok(whatKubeConfig, "%s: %d %s", strings.Join(all.Sources, ", "), len(all.Providers), plural(len(all.Providers), "entry", "entries"))
+}
+
+// leadsAway says that a directory of a mounted node's has symbolic links, which who reads it would follow into this system's own files.
+func (e *examination) leadsAway(what, dir string, info fs.FileInfo) bool {
+	if e.Node.Root == "" || !info.IsDir() {
+		return false
+	}
+	entries, err := e.Node.readDir(dir)
+	i := slices.IndexFunc(entries, func(entry fs.DirEntry) bool { return entry.Type()&fs.ModeSymlink != 0 })
+	if err != nil || i < 0 {
+		return false
+	}
+	e.unknown(what, "run it on the node itself", "%s is a symbolic link, which is not followed in a mounted file system", filepath.Join(dir, entries[i].Name()))
+	return true
 }
 
 // unseen says that something could not be looked at for want of rights, if that is why.
@@ -339,15 +411,16 @@ func (e *examination) lookAtRestart() {
 		e.waits(whatRestart, whatKubelet)
 	case e.kubelet == nil:
 		if found, err := e.Node.kubelets(); err == nil && len(found) == 0 && e.UID == 0 {
-			e.wrong(whatRestart, "systemctl start kubelet; journalctl -u kubelet -n 20", "no kubelet runs; one that is set up with files that it cannot use does not start")
+			unit := quote(e.unit())
+			e.wrong(whatRestart, "systemctl start "+unit+"; journalctl -u "+unit+" -n 20", "no kubelet runs; one that is set up with files that it cannot use does not start")
 		}
 	case e.all == nil:
 		e.waits(whatRestart, e.firstWrong(whatFlags, whatKubeConfig))
 	case e.kubelet.Started.IsZero():
 		e.unknown(whatRestart, "", "since when the kubelet runs could not be seen")
 	default:
-		for _, source := range append([]string{e.Node.outside(e.flags.config)}, e.all.Sources...) {
-			info, err := Node{}.stat(source)
+		for _, source := range e.all.Sources { // not their directory, whose time an editor's other files change, too
+			info, err := e.Node.stat(source)
 			if err == nil && info.ModTime().After(e.kubelet.Started.Add(startAccuracy)) {
 				e.wrong(whatRestart, e.restart(), "%s was changed at %s UTC, after the kubelet was started, and it reads it only then", source, info.ModTime().UTC().Format("2006-01-02 15:04:05"))
 				return

@@ -16,7 +16,9 @@ type Process struct {
 	PID  int
 	Args []string
 	// UID is its effective user; -1: not told.
-	UID     int
+	UID int
+	// OneUser says that it is so in every sense: no user has started a program that runs as another.
+	OneUser bool
 	Started time.Time
 	// Exe is the file of its program, empty where it is not told.
 	Exe string
@@ -27,7 +29,7 @@ type Process struct {
 	// Environ is its environment, readable by root and its own user.
 	Environ    []string
 	EnvironErr error
-	// Elsewhere says that it has another root directory or mounts than we.
+	// Elsewhere says that it has other mounts than we, or than a mounted node's first process.
 	Elsewhere bool
 }
 
@@ -66,7 +68,7 @@ func (n Node) process(pid int) (Process, bool) {
 		p.Args = strings.Fields(p.Args[0])
 	}
 	if status, err := n.readFile(dir + "status"); err == nil {
-		p.UID = uidOf(string(status))
+		p.UID, p.OneUser = uidOf(string(status))
 	}
 	p.Started = n.started(dir)
 	p.Exe, _ = n.readLink(dir + "exe")
@@ -77,7 +79,11 @@ func (n Node) process(pid int) (Process, bool) {
 		p.Unit = unitOf(string(cgroup))
 	}
 	p.Environ, p.EnvironErr = n.environ(pid)
-	if own, err := n.readLink("/proc/self/ns/mnt"); err == nil && n.Root == "" {
+	whose := "self"
+	if n.Root != "" {
+		whose = "1" // the node's own first process, as we may be in a container
+	}
+	if own, err := n.readLink("/proc/" + whose + "/ns/mnt"); err == nil {
 		theirs, err := n.readLink(dir + "ns/mnt")
 		p.Elsewhere = err == nil && own != theirs
 	}
@@ -95,15 +101,16 @@ func (n Node) environ(pid int) ([]string, error) {
 	return strings.FieldsFunc(string(data), func(r rune) bool { return r == 0 }), nil
 }
 
-func uidOf(status string) int {
+// uidOf gives the effective user, and whether the real and the saved one are the same.
+func uidOf(status string) (uid int, one bool) {
 	for line := range strings.Lines(status) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "Uid:" {
-			if uid, err := strconv.Atoi(fields[2]); err == nil { // the effective one
-				return uid
+		if fields := strings.Fields(line); len(fields) > 4 && fields[0] == "Uid:" {
+			if uid, err := strconv.Atoi(fields[2]); err == nil {
+				return uid, fields[1] == fields[2] && fields[3] == fields[2]
 			}
 		}
 	}
-	return -1
+	return -1, false
 }
 
 // ticks are those of /proc/PID/stat in a second: USER_HZ, which is 100 on every architecture that Kubernetes runs on.
@@ -138,16 +145,31 @@ func (n Node) started(dir string) time.Time {
 	return time.Time{}
 }
 
-// unitOf is the innermost systemd service of a control group.
+// unitOf is the innermost systemd service of a control group; none of a user's own services, which users name as they like.
 func unitOf(cgroup string) (unit string) {
 	for line := range strings.Lines(cgroup) {
+		if strings.Contains(line, "/user.slice/") {
+			continue
+		}
 		for element := range strings.SplitSeq(strings.TrimSpace(line), "/") {
-			if name, ok := strings.CutSuffix(element, ".service"); ok {
+			if name, ok := strings.CutSuffix(element, ".service"); ok && !strings.HasPrefix(element, "user@") {
 				unit = name
 			}
 		}
 	}
 	return unit
+}
+
+// believed says whether a process that is called a kubelet is to be taken for one of this node's own: everybody may call a program of theirs so, and what its arguments and its environment say decides what
+// is read, and with what backends are started, as root. So it has to run as root or as the one who looks, from the start, where that one sees the node's files; and for root, whose word others must not put
+// into its mouth, be the program that it is called.
+func (e *examination) believed(p *Process) bool {
+	if p.UID != 0 && p.UID != e.UID || !p.OneUser || p.Elsewhere {
+		return false
+	}
+	name := filepath.Base(strings.TrimSuffix(p.Exe, deleted))
+	_, ok := embedded[name]
+	return e.UID != 0 || name == "kubelet" || ok
 }
 
 // embedded are programs that have a kubelet in them, with the words that start one.

@@ -96,6 +96,9 @@ func (o *options) complete(d *doctor.Options) (err error) {
 		}
 		d.Mounted = d.Node.Root != ""
 	}
+	if d.KubeletVersion != "" && doctor.Version(d.KubeletVersion) == "" {
+		return fmt.Errorf("--kubelet-version %q: say it like 1.34 or v1.34.2", d.KubeletVersion)
+	}
 	if d.Config, d.BackendDir, err = o.place(); err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (s screen) table(header []string, rows [][]cell) {
 // printable replaces what would move the cursor or change the terminal: names come from outside.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) { // the latter change the direction of what follows, or cannot be seen
 			return utf8.RuneError
 		}
 		return r

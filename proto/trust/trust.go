@@ -48,15 +48,22 @@ func (e *Error) Error() string {
 // File finds out whether nobody but root and this process's user can change what is at path, a file or a directory. The error is an *Error where somebody else
 // can, and an *fs.PathError where the path cannot be followed (fs.ErrNotExist and the like). A relative path starts at the working directory. A directory that
 // others can add files to is refused even if it is sticky: they could add to what it means.
-func File(path string) error {
-	_, err := follow(path)
+func File(path string) error { return FileIn("", path) }
+
+// FileIn is File for the file system that is mounted at root, as if that were "/": symbolic links do not lead out of it, and the directories above it are not judged. Path, which is absolute, and
+// the paths in an *Error are those within; an empty root is this system's.
+func FileIn(root, path string) error {
+	_, _, err := follow(root, path)
 	return err
 }
 
 // Executable is File for a program: it must also be a regular file that may be executed and, where digests are given, have one of these SHA-256 digests
 // (64 hexadecimal digits each). The digest is that of the file at the end of all symbolic links.
-func Executable(path string, digests []string) error {
-	info, err := follow(path)
+func Executable(path string, digests []string) error { return ExecutableIn("", path, digests) }
+
+// ExecutableIn is Executable for the file system that is mounted at root, as FileIn is File.
+func ExecutableIn(root, path string, digests []string) error {
+	info, file, err := follow(root, path)
 	if err != nil {
 		return err
 	}
@@ -69,7 +76,7 @@ func Executable(path string, digests []string) error {
 	if len(digests) == 0 {
 		return nil
 	}
-	found, err := digest(path)
+	found, err := digest(file)
 	if err != nil {
 		return err
 	}
@@ -98,73 +105,81 @@ func digest(path string) (string, error) {
 // maxLinks is how many symbolic links one path may pass through: the kernel's own limit (path_resolution(7)).
 const maxLinks = 40
 
-// follow walks path as the kernel would, has every element on the way judged, and returns what is at the end.
-func follow(path string) (fs.FileInfo, error) {
+// follow walks path as the kernel would below root, has every element on the way judged, and returns what is at the end, and where that is for this process.
+func follow(within, path string) (info fs.FileInfo, file string, err error) {
 	if path == "" {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		return nil, "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
 	rest := path
 	if !filepath.IsAbs(path) {
 		wd, err := os.Getwd()
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		// Joined by hand: filepath.Join would drop "..", which means something else behind a symbolic link.
 		rest = wd + string(filepath.Separator) + path
 	}
 	volume := filepath.VolumeName(rest)
 	root := volume + string(filepath.Separator)
+	inside := func(at string) string { return at }
+	if within != "" {
+		root = filepath.Clean(within)
+		inside = func(at string) string {
+			return filepath.Clean(string(filepath.Separator) + strings.TrimPrefix(at, root))
+		}
+	}
 	at, links := root, 0
-	info, err := os.Lstat(root)
-	if err != nil {
-		return nil, err
+	if info, err = os.Lstat(root); err != nil {
+		return nil, "", err
 	}
 	todo := elements(rest[len(volume):])
 	for {
 		last := len(todo) == 0
-		if err := judge(path, at, info, last); err != nil {
-			return nil, err
+		if err := judge(path, inside(at), info, last); err != nil {
+			return nil, "", err
 		}
 		if last {
-			return info, nil
+			return info, at, nil
 		}
 		if !info.IsDir() {
-			return nil, &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is not a directory", at)}
+			return nil, "", &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is not a directory", inside(at))}
 		}
 		var name string
 		name, todo = todo[0], todo[1:]
 		if name == ".." {
 			// What is above has been judged on the way down, but not as the end of the way.
-			at = filepath.Dir(at)
+			if at != root {
+				at = filepath.Dir(at)
+			}
 			if info, err = os.Lstat(at); err != nil {
-				return nil, err
+				return nil, "", err
 			}
 			continue
 		}
 		next := filepath.Join(at, name)
 		if info, err = os.Lstat(next); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		if info.Mode()&fs.ModeSymlink == 0 {
 			at = next
 			continue
 		}
-		if err := judgeOwner(path, next, info); err != nil {
-			return nil, err
+		if err := judgeOwner(path, inside(next), info); err != nil {
+			return nil, "", err
 		}
 		if links++; links > maxLinks {
-			return nil, &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("more than %d symbolic links", maxLinks)}
+			return nil, "", &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("more than %d symbolic links", maxLinks)}
 		}
 		target, err := os.Readlink(next)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		todo = append(elements(target), todo...)
 		if filepath.IsAbs(target) {
 			at = root
 		}
 		if info, err = os.Lstat(at); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 }

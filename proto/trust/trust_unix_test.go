@@ -359,3 +359,28 @@ func fileGID(t *testing.T, path string) uint32 {
 	}
 	return info.Sys().(*syscall.Stat_t).Gid
 }
+
+func TestFileInARootLooksNowhereElse(t *testing.T) {
+	root := mkdir(t, filepath.Join(t.TempDir(), "open", "root"), 0o755)
+	chmod(t, filepath.Dir(root), 0o777) // above it nothing is judged
+	mkdir(t, filepath.Join(root, "bin"), 0o755)
+	write(t, filepath.Join(root, "bin", "program"), "content", 0o755)
+	symlink(t, "/bin/program", filepath.Join(root, "absolute"))
+	symlink(t, "../../../../../bin/program", filepath.Join(root, "bin", "upwards"))
+	mkdir(t, filepath.Join(root, "loose"), 0o777)
+	symlink(t, "/bin/program", filepath.Join(root, "loose", "link"))
+	sum := sha256.Sum256([]byte("content"))
+	for _, path := range []string{"/bin/program", "/absolute", "/bin/upwards", "/../bin/program"} {
+		if err := ExecutableIn(root, path, []string{hex.EncodeToString(sum[:])}); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	err := FileIn(root, "/loose/link")
+	found, ok := errors.AsType[*Error](err)
+	if !ok || found.Path != "/loose/link" || found.Element != "/loose" || found.Remedy != "chmod go-w /loose" && found.Remedy != "chmod o-w /loose" {
+		t.Errorf("a link in a directory that everybody can write: %v", err)
+	}
+	if err := FileIn(root, "/etc/passwd"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that only this system has: %v", err)
+	}
+}
