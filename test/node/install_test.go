@@ -106,6 +106,7 @@ func TestClusterADaemonSetInstallsUpgradesAndRemoves(t *testing.T) {
 	n.Providers, n.BinDir = flags[1], flags[2]
 	n.RestartKubelet(t)
 	t.Run("installed", i.pullAsNobody)
+	n.mustBeHealthy(t, filepath.Join(i.host, "bin/credential-broker"), filepath.Join(i.host, "config"), "log", "check of slow") // there is no journal, and the backend exec has no check
 	t.Run("upgrade", func(t *testing.T) {
 		i.run(t, "upgrade", func() {
 			i.replace(t, i.render(t, second))
@@ -248,7 +249,8 @@ func (i *installation) start(t *testing.T, set *appsv1.DaemonSet) *corev1.Pod {
 	})
 	t.Logf("pod %s/%s: ready, image %s", pod.Namespace, pod.Name, pod.Spec.Containers[0].Image)
 	for line := range strings.Lines(i.log(t, pod)) {
-		t.Logf("the installer: %s", strings.TrimSpace(line))
+		_, said, _ := strings.Cut(strings.TrimSpace(line), " F ") // what containerd puts before it
+		t.Logf("the installer: %s", said)
 	}
 	return pod
 }
@@ -330,7 +332,7 @@ func (i *installation) remove(t *testing.T, digest string) {
 	if err := os.Mkdir(i.BinDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if words := i.KubeletEnds(t); !strings.Contains(words, filepath.Join(i.BinDir, "credential-broker")) {
+	if words := i.KubeletEnds(t); !strings.Contains(words, "plugin binary executable") {
 		t.Error("the kubelet ended for another reason than that the entry's program is not there")
 	}
 }
