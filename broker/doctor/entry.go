@@ -136,6 +136,9 @@ func (e *examination) readConfiguration(backendDir string) {
 // lookAtPrograms looks at the files that the entries' names lead to, and finds where the backends are.
 func (e *examination) lookAtPrograms() {
 	link := "credential-broker kubelet-config " + e.configFlag() + "--link --bin-dir " + quote(e.flags.binDir)
+	if e.isInstalled() {
+		link = installAgain
+	}
 	switch {
 	case e.all == nil || e.flags.binDir == "":
 		e.waits(whatProgram, e.firstWrong(whatKubelet, whatFlags, whatKubeConfig))
@@ -155,6 +158,18 @@ func (e *examination) lookAtPrograms() {
 	if e.cfg != nil {
 		e.cfg.BackendDir = e.Node.outside(e.backendDir)
 	}
+}
+
+// What the DaemonSet's installer has written begins so (broker/install). It takes a file that does not for somebody else's, and a link of another's making would stay with one version: its pod puts both right.
+const (
+	installMark  = "# Written by credential-broker-installer"
+	installAgain = "kubectl -n kube-system rollout restart daemonset/credential-broker"
+)
+
+// isInstalled says whether the kubelet's configuration is the DaemonSet's.
+func (e *examination) isInstalled() bool {
+	data, err := e.Node.readFile(e.flags.config)
+	return err == nil && bytes.HasPrefix(data, []byte(installMark))
 }
 
 func (e *examination) lookAtProgram(path, link string) {
@@ -187,6 +202,8 @@ func (e *examination) lookAtProgram(path, link string) {
 		e.ok(whatProgram, "%s: this program, version %s", leads, e.Version)
 	case same == asCopy:
 		e.note(whatProgram, "rm "+quote(path)+" && "+link, "%s is a copy of this program: a new version has to be copied there too", leads)
+	case e.isInstalled():
+		e.note(whatProgram, quote(file)+" doctor", "%s is the DaemonSet's, and another program, or version, than this one (%s, version %s), which judges here", leads, e.Self, e.Version)
 	default:
 		e.wrong(whatProgram, "rm "+quote(path)+" && "+link, "%s is another program, or version, than this one (%s, version %s)", leads, e.Self, e.Version)
 	}
@@ -300,6 +317,9 @@ func audienceOf(p kubelet.CredentialProvider) string {
 // printed is the command that mends an entry: the whole file, if all of it is ours.
 func (e *examination) printed(name string) string {
 	const again = "credential-broker kubelet-config "
+	if e.isInstalled() {
+		return installAgain + "; then " + e.restart()
+	}
 	if len(e.others) == 0 && len(e.all.Sources) == 1 {
 		return again + e.configFlag() + ">" + quote(e.all.Sources[0]) + " && " + e.restart()
 	}

@@ -19,6 +19,8 @@ import (
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 	"sigs.k8s.io/yaml"
+
+	"github.com/credential-broker/credential-broker/broker/doctor"
 )
 
 // The way of docs/daemonset.md, from a node that has nothing to one that has nothing any more: the image of `make image`, the manifests of examples/kubernetes/kustomize. There is no controller: the pod
@@ -106,7 +108,7 @@ func TestClusterADaemonSetInstallsUpgradesAndRemoves(t *testing.T) {
 	n.Providers, n.BinDir = flags[1], flags[2]
 	n.RestartKubelet(t)
 	t.Run("installed", i.pullAsNobody)
-	n.mustBeHealthy(t, filepath.Join(i.host, "bin/credential-broker"), filepath.Join(i.host, "config"), "log", "check of slow") // there is no journal, and the backend exec has no check
+	i.narrow(t, first)
 	t.Run("upgrade", func(t *testing.T) {
 		i.run(t, "upgrade", func() {
 			i.replace(t, i.render(t, second))
@@ -212,14 +214,14 @@ func (i *installation) install(t *testing.T, m *manifest) *corev1.Pod {
 }
 
 // replace does to the DaemonSet and its pod what an update does: the pod of before is ended first.
-func (i *installation) replace(t *testing.T, m *manifest) *corev1.Pod {
+func (i *installation) replace(t *testing.T, m *manifest) {
 	t.Helper()
 	made, err := i.cluster.Client.AppsV1().DaemonSets(installedIn).Update(t.Context(), &m.daemonSet, metav1.UpdateOptions{FieldValidation: metav1.FieldValidationStrict})
 	if err != nil {
 		t.Fatal(err)
 	}
 	i.end(t)
-	return i.start(t, made)
+	i.start(t, made)
 }
 
 func (i *installation) podName() string { return fmt.Sprintf("credential-broker-%d", i.serial) }
@@ -299,6 +301,27 @@ func (i *installation) pullAsNobody(t *testing.T) {
 	i.mustHaveAsked(t, "credential-broker")
 }
 
+// narrow spoils what the installer has written: the doctor of what is installed says that the DaemonSet's pod mends it, and it does.
+func (i *installation) narrow(t *testing.T, digest string) {
+	t.Helper()
+	program, config := filepath.Join(i.host, "bin/credential-broker"), filepath.Join(i.host, "config")
+	i.mustBeHealthy(t, program, config, "log") // there is no journal
+	entries, err := os.ReadFile(i.Providers)
+	if err == nil {
+		err = os.WriteFile(i.Providers, []byte(strings.ReplaceAll(string(entries), i.registry.Host, i.registry.Host+"/elsewhere")), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const remedy = "kubectl -n kube-system rollout restart daemonset/credential-broker; then systemctl daemon-reload && systemctl restart kubelet"
+	if first := doctor.WorstFirst(i.examine(t, program).Findings)[0]; first.What != "kubelet's entry" || first.Remedy != remedy {
+		t.Errorf("the first is %s %s: %s -> %s", first.Verdict, first.What, first.Text, first.Remedy)
+	}
+	i.replace(t, i.render(t, digest))
+	i.RestartKubelet(t)
+	i.mustBeHealthy(t, program, config, "log")
+}
+
 // remove takes everything away, in the order of docs/daemonset.md.
 func (i *installation) remove(t *testing.T, digest string) {
 	t.Helper()
@@ -327,7 +350,7 @@ func (i *installation) remove(t *testing.T, digest string) {
 	i.Refused(t, "default", "without")
 
 	// Who leaves the flags has no kubelet.
-	i.Kubelet.end(grace)
+	i.Kubelet.end()
 	i.Providers, i.BinDir = i.Write(t, "etc/kubernetes/left.yaml", string(entries)), i.path("opt/empty")
 	if err := os.Mkdir(i.BinDir, 0o755); err != nil {
 		t.Fatal(err)

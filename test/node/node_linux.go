@@ -297,7 +297,7 @@ func (n *Node) startContainerd(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.containerd.end(grace) })
+	t.Cleanup(func() { n.containerd.end() })
 	await(t, "containerd", n.containerd, func() (bool, string) {
 		connection, err := net.Dial("unix", n.path("containerd.sock"))
 		if err != nil {
@@ -412,7 +412,7 @@ func (n *Node) Import(t testing.TB, flags ...string) {
 // RestartKubelet ends the kubelet and starts it again, with the entries that are there by then. The pods run on.
 func (n *Node) RestartKubelet(t testing.TB) {
 	t.Helper()
-	n.Kubelet.end(grace)
+	n.Kubelet.end()
 	n.StartKubelet(t)
 }
 
