@@ -15,8 +15,8 @@ elif [ "$(id -u)" -ne 0 ]; then
   echo "NOT RUN: a node needs root: run make node-test as root" >&2
   exit 1
 fi
-echo "a node of real parts: ten minutes for all scenarios, and up to 15 more the first time, when ${programs[*]} are compiled"
+echo "a node of real parts: a quarter of an hour for all scenarios, and up to 15 more the first time, when ${programs[*]} are compiled"
 tools/node-packages.sh
 cd test/node
 go run ./build "${programs[@]}"
-NODE_TEST=1 go test -count=1 -timeout 30m -v -run "$pattern" . | grep -v '^=== '
+NODE_TEST=1 go test -count=1 -timeout 60m -v -run "$pattern" . | grep -v '^=== '

@@ -564,6 +564,43 @@ func TestAFirstProviderForTokensTakesNothingFromTheOthers(t *testing.T) {
 	}
 }
 
+// What the DaemonSet's installer keeps as it should be is not mended by hand: a file that it has not written it leaves alone from then on, and a link of another's making stays with one version.
+func TestWhatADaemonSetInstalledItsPodMends(t *testing.T) {
+	const again = "kubectl -n kube-system rollout restart daemonset/credential-broker"
+	for _, test := range []struct {
+		name          string
+		harm          func(n *node, entries string)
+		first, remedy string
+		problems      int
+	}{
+		{"nothing", func(*node, string) {}, "ok kubelet:", "", 0},
+		{"an entry that covers too little", func(n *node, entries string) {
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "registry.example", "other.example", 1))
+		}, "WRONG kubelet's entry: ", again + "; then systemctl daemon-reload && systemctl restart kubelet", 1},
+		{"a file that the kubelet does not take", func(n *node, entries string) {
+			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "0s", "soon", 1))
+		}, "WRONG kubelet's credential provider configuration: ", "correct it, or have it written anew: " + again, 1},
+		{"no link", func(n *node, _ string) { n.remove("/opt/providers/credential-broker") }, "WRONG program: /opt/providers/credential-broker is not there", again, 1},
+		{"the doctor of another version", func(n *node, _ string) {
+			n.writeProgram("/opt/credential-broker/credential-broker", "older")
+			n.writeProgram("/opt/credential-broker/backends/credential-backend-dockerconfig", "backend")
+			n.link("/opt/credential-broker/credential-broker", "/opt/providers/credential-broker")
+		}, "note program: /opt/providers/credential-broker -> /opt/credential-broker/credential-broker is the DaemonSet's, and another", "/opt/credential-broker/credential-broker doctor", 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			n := healthy(t)
+			entries := "# Written by credential-broker-installer, which writes it anew when it changes.\n" + entries
+			n.write("/etc/kubernetes/providers.yaml", entries)
+			test.harm(n, entries)
+			findings := n.examine()
+			first := WorstFirst(findings)[0]
+			if Problems(findings) != test.problems || !strings.HasPrefix(shown(first), test.first) || first.Remedy != test.remedy {
+				t.Errorf("got\n%s", all(findings))
+			}
+		})
+	}
+}
+
 func TestSeveralProblemsComeInTheOrderToMend(t *testing.T) {
 	n := healthy(t)
 	n.withAgent()

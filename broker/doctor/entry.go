@@ -162,6 +162,9 @@ func (e *examination) readConfiguration(backendDir string) {
 // lookAtPrograms looks at the files that the entries' names lead to, and finds where the backends are.
 func (e *examination) lookAtPrograms() {
 	link := "credential-broker kubelet-config " + e.configFlag() + "--link --bin-dir " + quote(e.flags.binDir)
+	if e.isInstalled() {
+		link = installAgain
+	}
 	switch {
 	case e.all == nil || e.flags.binDir == "":
 		e.waits(whatProgram, e.firstWrong(whatKubelet, whatFlags, whatKubeConfig))
@@ -181,6 +184,18 @@ func (e *examination) lookAtPrograms() {
 	if e.cfg != nil {
 		e.cfg.BackendDir = e.Node.outside(e.backendDir)
 	}
+}
+
+// What the DaemonSet's installer has written begins so (broker/install). It takes a file that does not for somebody else's, and a link of another's making would stay with one version: its pod puts both right.
+const (
+	installMark  = "# Written by credential-broker-installer"
+	installAgain = "kubectl -n kube-system rollout restart daemonset/credential-broker"
+)
+
+// isInstalled says whether the kubelet's configuration is the DaemonSet's.
+func (e *examination) isInstalled() bool {
+	data, err := e.Node.readFile(e.flags.config)
+	return err == nil && bytes.HasPrefix(data, []byte(installMark))
 }
 
 func (e *examination) lookAtProgram(path, link string) {
@@ -213,6 +228,8 @@ func (e *examination) lookAtProgram(path, link string) {
 		e.ok(whatProgram, "%s: this program, version %s", leads, e.Version)
 	case same == asCopy:
 		e.note(whatProgram, "", "%s is a copy of this program: a new version has to be copied there too", leads)
+	case e.isInstalled():
+		e.note(whatProgram, quote(file)+" doctor", "%s is the DaemonSet's, and another program, or version, than this one (%s, version %s), which judges here", leads, e.Node.inside(e.Self), e.Version)
 	case file == path:
 		e.wrong(whatProgram, "install this version there, with its backends, or look with "+quote(path)+" doctor, which is what the kubelet runs",
 			"%s is another program, or version, than this one (%s, version %s)", leads, e.Node.inside(e.Self), e.Version)
@@ -344,6 +361,9 @@ func audienceOf(p kubelet.CredentialProvider) string {
 
 // printed is the command that mends an entry: the links that are missing, since a kubelet does not start with an entry whose program is not there; then the whole file, in one step, if all of it is ours.
 func (e *examination) printed(name string) string {
+	if e.isInstalled() {
+		return installAgain + "; then " + e.restart()
+	}
 	again := "credential-broker kubelet-config " + e.entryFlags()
 	link := ""
 	if slices.ContainsFunc(e.wanted, func(want kubelet.Entry) bool { return !e.Node.exists(filepath.Join(e.flags.binDir, want.Name)) }) {

@@ -300,6 +300,9 @@ func (e *examination) readKubeletConfig() {
 	}
 	path := e.flags.config
 	write := "credential-broker kubelet-config >" + quote(path)
+	if e.isInstalled() {
+		write = installAgain
+	}
 	info, err := e.Node.stat(path)
 	if err != nil {
 		if !e.unseen(whatKubeConfig, path, err) {
@@ -326,7 +329,7 @@ func (e *examination) readKubeletConfig() {
 	if problems, ok := errors.AsType[config.Problems](err); ok {
 		for _, p := range problems {
 			p.File = e.Node.inside(p.File)
-			e.wrong(whatKubeConfig, "correct it, or print it anew: "+write, "%s: the kubelet does not start with it", p.Error())
+			e.wrong(whatKubeConfig, "correct it, or have it written anew: "+write, "%s: the kubelet does not start with it", p.Error())
 		}
 		return
 	} else if err != nil {

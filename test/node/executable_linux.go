@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,7 +83,7 @@ func sourceDir() string {
 	return filepath.Dir(here)
 }
 
-// digest names what the programs are made of: the modules, the compiler, the platform.
+// digest names what the programs are made of: the modules, the compiler, the platform, and what they are told of themselves.
 func digest(module string) (string, error) {
 	h := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
@@ -92,7 +93,7 @@ func digest(module string) (string, error) {
 		}
 		_, _ = h.Write(content)
 	}
-	_, _ = io.WriteString(h, runtime.Version()+" "+runtime.GOOS+"/"+runtime.GOARCH)
+	_, _ = io.WriteString(h, runtime.Version()+" "+runtime.GOOS+"/"+runtime.GOARCH+" "+versionVariable)
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
 
@@ -101,12 +102,21 @@ func compile(name, to string) error {
 	if err != nil {
 		return err
 	}
-	return goBuild(module, "k8s.io/kubernetes/cmd/"+name, to)
+	list := exec.Command("go", "list", "-mod=readonly", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
+	list.Dir, list.Env = module, append(os.Environ(), "GOWORK=off")
+	version, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("asking which Kubernetes %s has: %w", module, err)
+	}
+	return goBuild(module, "k8s.io/kubernetes/cmd/"+name, to, "-X "+versionVariable+"="+strings.TrimSpace(string(version)))
 }
 
+// versionVariable is where Kubernetes' own build writes the version that its programs print and report; without it they are v0.0.0.
+const versionVariable = "k8s.io/component-base/version.gitVersion"
+
 // goBuild builds one program, for this machine and without cgo whatever is being tested.
-func goBuild(dir, pkg, to string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", to, pkg)
+func goBuild(dir, pkg, to string, ldflags ...string) error {
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", strings.Join(append([]string{"-s -w"}, ldflags...), " "), "-o", to, pkg)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOWORK=off", "GOFLAGS=-mod=readonly")
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return errors.Join(fmt.Errorf("building %s in %s: %w", pkg, dir, err), errors.New(string(output)))

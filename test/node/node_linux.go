@@ -297,7 +297,7 @@ func (n *Node) startContainerd(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.containerd.end(grace) })
+	t.Cleanup(func() { n.containerd.end() })
 	await(t, "containerd", n.containerd, func() (bool, string) {
 		connection, err := net.Dial("unix", n.path("containerd.sock"))
 		if err != nil {
@@ -335,10 +335,35 @@ resolvConf: ""
 // StartKubelet starts the kubelet with the entries that are there, as a member of the cluster if there is one.
 func (n *Node) StartKubelet(t testing.TB) {
 	t.Helper()
+	_, err := os.Stat(n.Providers)
+	n.Kubelet = n.launchKubelet(t, err == nil)
+	await(t, "the kubelet", n.Kubelet, func() (bool, string) {
+		_, err := n.pods(t.Context())
+		return err == nil, fmt.Sprint(err)
+	})
+}
+
+// KubeletEnds starts a kubelet whose flags name the entries whether or not they are there, waits until it has ended by itself, and gives its last words.
+func (n *Node) KubeletEnds(t testing.TB) string {
+	t.Helper()
+	p := n.launchKubelet(t, true)
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		t.Fatalf("the kubelet runs, with --image-credential-provider-config %s and --image-credential-provider-bin-dir %s", n.Providers, n.BinDir)
+	}
+	lines := strings.Split(strings.TrimSpace(p.Log()), "\n")
+	last := lines[len(lines)-1]
+	t.Logf("a kubelet that ended: %s", last)
+	return last
+}
+
+func (n *Node) launchKubelet(t testing.TB, withEntries bool) *Process {
+	t.Helper()
 	_, readOnly, _ := net.SplitHostPort(n.readOnly)
 	config := n.Write(t, "kubelet.yaml", fill(t, kubeletConfig, map[string]any{"Dir": n.Dir, "Port": n.secure, "ReadOnlyPort": readOnly}))
 	args := []string{"--config", config, "--root-dir", n.path("kubelet"), "--cert-dir", n.path("kubelet-pki"), "--hostname-override", Name, "--node-ip", "127.0.0.1", "--v", "2"}
-	if _, err := os.Stat(n.Providers); err == nil {
+	if withEntries {
 		args = append(args, "--image-credential-provider-config", n.Providers, "--image-credential-provider-bin-dir", n.BinDir)
 	}
 	if n.cluster != nil {
@@ -352,18 +377,42 @@ func (n *Node) StartKubelet(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.Kubelet = p
 	t.Cleanup(p.kill) // a second time does nothing
-	await(t, "the kubelet", p, func() (bool, string) {
-		_, err := n.pods(t.Context())
-		return err == nil, fmt.Sprint(err)
-	})
+	return p
+}
+
+// PodNetwork gives pods that are not in the host's network one of their own, in which there is nothing: a real node has a plugin for that (CNI), and what is asked of it here is only to say so.
+func (n *Node) PodNetwork(t testing.TB) {
+	t.Helper()
+	const plugin = `#!/bin/sh
+cat >/dev/null
+[ "$CNI_COMMAND" != ADD ] ||
+  printf '{"cniVersion": "0.3.1", "interfaces": [{"name": "%s", "sandbox": "%s"}], "ips": [{"version": "4", "interface": 0, "address": "192.0.2.9/32"}]}' "$CNI_IFNAME" "$CNI_NETNS"
+`
+	for _, name := range []string{"loopback", "nothing"} { // containerd asks for the first by itself
+		if err := os.Chmod(n.Write(t, "cni/bin/"+name, plugin), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.Write(t, "cni/net/nothing.conflist", `{"cniVersion": "0.3.1", "name": "nothing", "plugins": [{"type": "nothing"}]}`)
+}
+
+// Import has containerd take an image from a file, as an operator does by hand.
+func (n *Node) Import(t testing.TB, flags ...string) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), filepath.Join(n.packages, "usr/bin/ctr"), append([]string{"--address", n.path("containerd.sock"), "--namespace", "k8s.io", "images", "import"}, flags...)...)
+	command.Env = n.env()
+	output, err := command.CombinedOutput()
+	if err != nil {
+		t.Fatalf("ctr images import %s: %v\n%s", strings.Join(flags, " "), err, output)
+	}
+	t.Logf("ctr images import: %s", strings.TrimSpace(string(output)))
 }
 
 // RestartKubelet ends the kubelet and starts it again, with the entries that are there by then. The pods run on.
 func (n *Node) RestartKubelet(t testing.TB) {
 	t.Helper()
-	n.Kubelet.end(grace)
+	n.Kubelet.end()
 	n.StartKubelet(t)
 }
 

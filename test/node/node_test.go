@@ -142,7 +142,7 @@ providers:
 	pull("native")
 	n.mustHaveAsked(t, "east-provider", "west-provider")
 
-	n.Kubelet.end(grace)
+	n.Kubelet.end()
 	migrated := n.Broker(t, "migrate", native, "--bin-dir", programs)
 	n.Write(t, "etc/credential-broker/config.yaml", migrated)
 	n.Broker(t, "validate")

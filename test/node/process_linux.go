@@ -86,7 +86,7 @@ func (p *Process) Log() string {
 }
 
 // end asks the process to end, and makes it after a while.
-func (p *Process) end(grace time.Duration) {
+func (p *Process) end() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:

@@ -179,22 +179,32 @@ func (o outcome) unharmed(t *testing.T) {
 	}
 }
 
-// crashed fails the test if more came of so many crashes than one failed pull of each pod that was being answered.
-func (o outcome) crashed(t *testing.T, hit int) {
+// crashed fails the test if more came of it than one failed call, and one failed pull, for each process that was killed.
+func (o outcome) crashed(t *testing.T, killed int) {
 	t.Helper()
-	if len(o.failed) > hit || o.errors > hit {
-		t.Errorf("%d failures of the plugin, and failed pulls of %v, where %d calls were under way", o.errors, o.failed, hit)
+	if len(o.failed) > killed || o.errors > killed {
+		t.Errorf("%d failures of the plugin, and failed pulls of %v, where %d processes were killed", o.errors, o.failed, killed)
 	}
+	t.Logf("of %d processes killed came %d failures of the plugin, and %d pods with a failed pull", killed, o.errors, len(o.failed))
 }
 
-// killer kills what works for the calls that are under way, and counts these. Natively that is the provider; else the backend.
-func (s *streams) killer(t *testing.T, hit *int, whom func(source int) int) func() {
+// killer kills what works for the calls that are under way, and counts what it killed. Natively that is the provider; else the backend. A source whose backend was killed works on for nobody.
+func (s *streams) killer(t *testing.T, killed *int, whom func(source int) int) func() {
 	return func() {
-		for _, pid := range s.working(t) {
-			*hit++
-			if victim := whom(pid); victim > 1 {
+		var victims []int
+		await(t, "something at work that can be killed", s.Kubelet, func() (bool, string) {
+			sources := s.working(t)
+			for _, pid := range sources {
+				if victim := whom(pid); victim > 1 && !slices.Contains(victims, victim) {
+					victims = append(victims, victim)
+				}
+			}
+			return len(victims) != 0, fmt.Sprintf("sources %v, which work for nobody", sources)
+		})
+		for _, victim := range victims {
+			if unix.Kill(victim, unix.SIGKILL) == nil {
+				*killed++
 				t.Logf("killed process %d while it worked", victim)
-				_ = unix.Kill(victim, unix.SIGKILL)
 			}
 		}
 	}
@@ -267,10 +277,10 @@ providers:
 - {name: %s, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [%q], defaultCacheDuration: 0s}
 `, filepath.Base(s.source), s.registry.Host)), filepath.Dir(s.source)
 	s.start(t, false)
-	hit := 0
-	kill := s.killer(t, &hit, itself)
+	killed := 0
+	kill := s.killer(t, &killed, itself)
 	o := s.run(t, "native", kill, kill)
-	o.crashed(t, hit)
+	o.crashed(t, killed)
 	if o.errors == 0 || len(o.failed) == 0 {
 		t.Error("no pull failed: it was not hit, and shows nothing")
 	}
@@ -291,9 +301,9 @@ func TestStandaloneAStreamOfPodsRunsWhateverHappensToTheBroker(t *testing.T) {
 }
 
 func (s *streams) crash(t *testing.T) {
-	hit := 0
-	kill := s.killer(t, &hit, s.backend)
-	s.run(t, "crash", kill, kill).crashed(t, hit)
+	killed := 0
+	kill := s.killer(t, &killed, s.backend)
+	s.run(t, "crash", kill, kill).crashed(t, killed)
 }
 
 func TestStandaloneAStreamOfPodsRunsWhateverHappensToTheAgent(t *testing.T) {
