@@ -11,8 +11,14 @@ import (
 	"strings"
 )
 
-// unfinished is what the names of files begin with that are not yet what they are to be. The names are always the same, so that what a killed run left is overwritten by the next.
+// unfinished is what the names of files begin with that are not yet what they are to be.
 const unfinished = ".new-"
+
+// unfinishedName is always the same for a file, so that what a killed run left is overwritten by the next. It has no ending by which the kubelet, or the broker, would read it as one more file of a
+// directory with its configuration.
+func unfinishedName(path string) string {
+	return filepath.Join(filepath.Dir(path), unfinished+filepath.Base(path)+"~")
+}
 
 // disk is all that changes something on the host. Whatever is to be seen under its name is complete and on the disk before it gets that name.
 type disk struct {
@@ -55,17 +61,52 @@ func (d disk) mkdir(path string) error {
 }
 
 // write makes or replaces a file in one step.
-func (d disk) write(path string, mode fs.FileMode, content io.Reader) (err error) {
-	temporary := filepath.Join(filepath.Dir(path), unfinished+filepath.Base(path))
-	if err := d.clear(temporary); err != nil {
+func (d disk) write(path string, mode fs.FileMode, content io.Reader) error {
+	s, err := d.stage(path, mode, content)
+	if err != nil {
 		return err
 	}
-	if err := d.before("create", temporary); err != nil {
+	defer s.discard()
+	return s.commit()
+}
+
+// staged is what a file is to become, complete and on the disk under another name.
+type staged struct {
+	disk            disk
+	temporary, path string
+}
+
+// commit puts it into its place.
+func (s *staged) commit() error {
+	if err := s.disk.before("rename", s.path); err != nil {
 		return err
+	}
+	if err := os.Rename(s.temporary, s.path); err != nil {
+		return err
+	}
+	s.temporary = ""
+	return syncDir(filepath.Dir(s.path))
+}
+
+// discard removes what was not put into its place.
+func (s *staged) discard() {
+	if s != nil && s.temporary != "" {
+		_ = os.Remove(s.temporary) // the next run does
+	}
+}
+
+// stage writes what a file is to become.
+func (d disk) stage(path string, mode fs.FileMode, content io.Reader) (_ *staged, err error) {
+	temporary := unfinishedName(path)
+	if err := d.clear(temporary); err != nil {
+		return nil, err
+	}
+	if err := d.before("create", temporary); err != nil {
+		return nil, err
 	}
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -78,43 +119,37 @@ func (d disk) write(path string, mode fs.FileMode, content io.Reader) (err error
 		n, readErr := content.Read(buffer)
 		if n > 0 {
 			if err := d.before("write", temporary); err != nil {
-				return err
+				return nil, err
 			}
 			if _, err := f.Write(buffer[:n]); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if errors.Is(readErr, io.EOF) {
 			break
 		}
 		if readErr != nil {
-			return readErr
+			return nil, readErr
 		}
 	}
 	if err := d.before("chmod", temporary); err != nil {
-		return err
+		return nil, err
 	}
 	if err := f.Chmod(mode); err != nil {
-		return err
+		return nil, err
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := f.Close(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := d.before("rename", path); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return &staged{d, temporary, path}, nil
 }
 
 // link makes or replaces a symbolic link in one step.
 func (d disk) link(target, path string) error {
-	temporary := filepath.Join(filepath.Dir(path), unfinished+filepath.Base(path))
+	temporary := unfinishedName(path)
 	if err := d.clear(temporary); err != nil {
 		return err
 	}
