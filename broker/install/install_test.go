@@ -87,7 +87,7 @@ func takes(version, config string) bool {
 
 func newInstaller(from, dir, config string, log *bytes.Buffer) *Installer {
 	i := &Installer{
-		From: from, Version: "1.0.0", Dir: dir, ConfigFrom: config, Keep: time.Hour, Run: fake, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		From: from, Version: "1.0.0", Dir: dir, ConfigFrom: config, Keep: time.Hour, Run: fake, Now: time.Now, Log: slog.New(slog.DiscardHandler), disk: disk{hasty: true},
 	}
 	if log != nil {
 		i.Log = slog.New(slog.NewTextHandler(log, nil))
@@ -426,26 +426,30 @@ type change struct {
 
 // changes are those that are interrupted. In the last two the version before refuses the configuration after, and the version after the configuration before.
 var changes = map[string]change{
-	"from nothing":                     {nextVersion: "two", nextConfig: "with an audience"},
-	"of the version":                   {"one", "fine", "two", "fine", false},
-	"of the configuration":             {"one", "fine", "one", "with an audience", false},
-	"of both":                          {"one", "fine", "two", "with an audience", false},
-	"of both, from links of their own": {"one", "fine", "two", "with an audience", true},
-	"of both, which need each other":   {"one", "old", "picky two", "modern, with an audience", false},
+	"from nothing":                   {nextVersion: "two", nextConfig: "with an audience"},
+	"of both":                        {"one", "fine", "two", "with an audience", false},
+	"of both, which need each other": {"one", "old", "picky two", "modern, with an audience", false},
 	"of both, which need each other, from links of their own": {"one", "old", "picky two", "modern, with an audience", true},
 }
 
-// host is one on which the change is to be made, and the installer that makes it.
-func (c change) host(t *testing.T) *Installer {
+// hosts gives a function that makes a host on which the change is to be made, and the installer that makes it.
+func (c change) hosts(t *testing.T) func() *Installer {
 	t.Helper()
-	dir := host(t)
+	from, config := "", ""
 	if c.version != "" {
-		apply(t, newInstaller(release(t, c.version), dir, configMap(t, c.config), nil))
+		from, config = release(t, c.version), configMap(t, c.config)
 	}
-	if c.links {
-		linksOfTheirOwn(t, dir)
+	nextFrom, nextConfig := release(t, c.nextVersion), configMap(t, c.nextConfig)
+	return func() *Installer {
+		dir := host(t)
+		if c.version != "" {
+			apply(t, newInstaller(from, dir, config, nil))
+		}
+		if c.links {
+			linksOfTheirOwn(t, dir)
+		}
+		return newInstaller(nextFrom, dir, nextConfig, nil)
 	}
-	return newInstaller(release(t, c.nextVersion), dir, configMap(t, c.nextConfig), nil)
 }
 
 // linksOfTheirOwn makes a host as it was before there were pairs.
@@ -507,9 +511,9 @@ func TestKilledAtAnyMomentTheVersionBeforeWorksAndTheNextRunFinishes(t *testing.
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			steps := 0
+			host, steps := c.hosts(t), 0
 			for done := false; !done; steps++ {
-				i := c.host(t)
+				i := host()
 				done = child(t, steps, false, i.From, i.Dir, i.ConfigFrom)
 				c.usable(t, i.Dir)
 				apply(t, i)
@@ -528,9 +532,9 @@ func TestAStepThatFailsLeavesWhatBelongsTogether(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			failed := 0
+			host, failed := c.hosts(t), 0
 			for n := 0; ; n++ {
-				i := c.host(t)
+				i := host()
 				left := n
 				refuse := func(what, path string) error {
 					if left--; left == -1 {
@@ -620,9 +624,9 @@ func TestAFullDiskChangesNothing(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ran := 0
+			host, ran := c.hosts(t), 0
 			for n := 0; ; n++ {
-				i := c.host(t)
+				i := host()
 				left := n
 				i.disk.step = func(what, path string) error {
 					if left--; left < 0 && slices.Contains([]string{"mkdir", "create", "write", "symlink", "links"}, what) {
