@@ -237,11 +237,19 @@ func (i *Installer) links(names []string) error {
 	if err := trust.File(i.binDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("link in the kubelet's bin directory: %w", err)
 	}
-	links, err := kubelet.Link(i.binDir(), i.path(filepath.Join("current", program)), names)
+	broker := i.path(filepath.Join("current", program))
+	links, err := kubelet.Link(i.binDir(), broker, names)
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
+		// One that leads to the version itself, as `kubelet-config --link` of an installed program makes it, would stay behind with it.
+		if to, err := os.Readlink(l.Path); err == nil && to != broker {
+			if err := i.disk.link(broker, l.Path); err != nil {
+				return fmt.Errorf("link in the kubelet's bin directory: %w", err)
+			}
+			l.Made = true
+		}
 		if l.Made {
 			i.Log.Info("linked", "link", l.Path)
 		}

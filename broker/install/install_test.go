@@ -807,6 +807,22 @@ func TestDirectoriesOfTheKubeletsThatOthersCanWriteAreRefused(t *testing.T) {
 	}
 }
 
+func TestALinkToAVersionItselfDoesNotStayBehind(t *testing.T) {
+	dir, bin, config := host(t), host(t), configMap(t, "fine")
+	i := newInstaller(release(t, "one"), dir, config, nil)
+	i.BinDir = bin
+	apply(t, i)
+	link := filepath.Join(bin, program)
+	if err := errors.Join(os.Remove(link), os.Symlink(filepath.Join(dir, i.inUse().version, program), link)); err != nil {
+		t.Fatal(err)
+	}
+	i.From = release(t, "two")
+	apply(t, i)
+	if got := content(t, link); !strings.Contains(got, "two") {
+		t.Errorf("the kubelet runs %s", got)
+	}
+}
+
 func TestTwoConfigurationsOfSimilarDigestsDoNotShareADirectory(t *testing.T) {
 	dir := host(t)
 	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
