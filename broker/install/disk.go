@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // unfinished is what the names of files begin with that are not yet what they are to be.
@@ -35,7 +37,7 @@ func (d disk) before(what, path string) error {
 	return d.step(what, path)
 }
 
-// mkdir makes a directory that all may read and one may write, whatever the umask says and whatever mode it had.
+// mkdir makes a directory that all may read and one may write, whatever the umask says and whatever mode it had. One that is somebody else's is an error: whoever made it while they could has what is in it.
 func (d disk) mkdir(path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -54,12 +56,15 @@ func (d disk) mkdir(path string) error {
 	case !info.IsDir():
 		return fmt.Errorf("%s is no directory: move it away", path)
 	case info.Mode().Perm() == 0o755 || runtime.GOOS == "windows":
-		return nil
+		return trust.File(path)
 	}
 	if err := d.before("chmod", path); err != nil {
 		return err
 	}
-	return os.Chmod(path, 0o755) //nolint:gosec // the same
+	if err := os.Chmod(path, 0o755); err != nil { //nolint:gosec // the same
+		return err
+	}
+	return trust.File(path)
 }
 
 // write makes or replaces a file in one step.

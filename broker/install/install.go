@@ -106,18 +106,23 @@ func (i *Installer) change(before, next pair, entry []byte) error {
 		return err
 	}
 	defer kubeletConfig.discard()
-	// Links have to lead to something: where nothing works that could be harmed, it is put there first.
-	_, broken := os.Stat(i.path(filepath.Join("current", program)))
-	if broken != nil {
-		if err := i.use(before, next); err != nil {
+	steps := []func() error{func() error { return i.links(names) }, func() error { return i.use(before, next) }}
+	if _, err := os.Stat(i.path(filepath.Join("current", program))); err != nil {
+		slices.Reverse(steps) // links have to lead to something, and nothing works that could be harmed
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
 			return err
 		}
 	}
-	if err := i.links(names); err != nil {
-		return err
+	// The directories were judged one by one; this is the whole way that the kubelet's calls go, with its links.
+	if err := trust.Executable(i.path(filepath.Join("current", program)), nil); err != nil {
+		return fmt.Errorf("use %s: %w", next.version, err)
 	}
-	if err := i.use(before, next); err != nil {
-		return err
+	if next.config != "" {
+		if err := trust.File(i.path("config")); err != nil {
+			return fmt.Errorf("use %s: %w", next.config, err)
+		}
 	}
 	// Last, since the kubelet that runs has read the one before anyhow, and one that starts now is not to have arguments that the program before may not know.
 	return i.commitEntry(kubeletConfig)
