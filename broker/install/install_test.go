@@ -807,6 +807,36 @@ func TestDirectoriesOfTheKubeletsThatOthersCanWriteAreRefused(t *testing.T) {
 	}
 }
 
+func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, i *Installer){
+		"a link that cannot be made": func(t *testing.T, i *Installer) {
+			put(t, filepath.Join(i.Dir, "bin", "credential-broker-sts.example"), "theirs")
+		},
+		"a kubelet's configuration of somebody else's": func(t *testing.T, i *Installer) {
+			put(t, i.kubeletConfig(), "theirs")
+		},
+		"an entry that is none": func(_ *testing.T, i *Installer) {
+			i.Run = func(ctx context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
+				stdout, stderr, err = fake(ctx, program, args...)
+				return bytes.ReplaceAll(stdout, []byte("providers:"), []byte("providers")), stderr, err
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := changes["of both"]
+			i := c.hosts(t)()
+			spoil(t, i)
+			if err := i.Apply(t.Context()); err == nil {
+				t.Error("no error")
+			}
+			if version, config := c.usable(t, i.Dir); version != c.version || config != c.config {
+				t.Errorf("got %q and %q", version, config)
+			}
+			noLeftovers(t, i.Dir)
+		})
+	}
+}
+
 func TestALinkToAVersionItselfDoesNotStayBehind(t *testing.T) {
 	dir, bin, config := host(t), host(t), configMap(t, "fine")
 	i := newInstaller(release(t, "one"), dir, config, nil)
