@@ -110,6 +110,9 @@ func (i *Installer) choose(ctx context.Context, version string, before pair) (ne
 		}
 	}
 	if before.config == "" {
+		if note := i.Unclaimed(); note != "" { // nothing of it is left
+			err = errors.New(note)
+		}
 		return pair{version: version}, nil, err
 	}
 	next = pair{version, before.config}

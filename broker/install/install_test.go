@@ -467,7 +467,8 @@ func linksOfTheirOwn(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Remove(filepath.Join(dir, "in-use")), os.RemoveAll(filepath.Join(dir, "pairs"))); err != nil {
+	// After a way back to such a version in-use is there, and leads to what is used no more.
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "pairs")), os.Remove(filepath.Join(dir, "in-use")), os.Symlink("pairs/gone", filepath.Join(dir, "in-use"))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -721,7 +722,14 @@ func TestAConfigurationThatIsNoLongerGivenIsSaidAndJudged(t *testing.T) {
 		t.Errorf("got %q", note)
 	}
 
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("of a configuration that is gone: got %v", err)
+	}
+
 	// What the note says to do, with the host's own in our file's place in between.
+	dir = host(t)
+	apply(t, newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil))
+	i = newInstaller(release(t, "one"), dir, "", &log)
 	put(t, filepath.Join(dir, "kubelet.yaml"), "the host's own")
 	apply(t, i)
 	if err := os.Remove(filepath.Join(dir, "config")); err != nil {
