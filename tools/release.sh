@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds what is released, into dist/, which is emptied first: `make release` runs it. docs/release.md says what there is then. With --check it makes the release twice, in two clones whose
-# paths, umask, time zone, language and build cache differ, and fails unless every file is the same, byte for byte.
+# paths, umask, time zone, language and build cache differ, and fails unless every file is the same, byte for byte. With --prepare VERSION it writes the version into the Kubernetes manifests, to be
+# committed before the tag: they are files of the commit and of its archives, so a release of a tag does not write them, and refuses those that name another version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 make=${MAKE:-make}
@@ -8,6 +9,23 @@ platforms=${PLATFORMS:-linux/amd64 linux/arm64 windows/amd64}
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 begun=$SECONDS
+
+# Where a version stands in the manifests: file, how the line begins, what follows. A tag of an image has no plus sign.
+manifests() { # version
+  local chart=examples/kubernetes/helm/credential-broker/Chart.yaml
+  printf '%s|%s|%s\n' \
+    "$chart" 'version: ' "$1" \
+    "$chart" 'appVersion: ' "$1" \
+    examples/kubernetes/kustomize/base/daemonset.yaml '        image: ghcr.io/credential-broker/credential-broker:' "${1//+/-}"
+}
+if [ "${1:-}" = --prepare ]; then
+  grep -qE '^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$' <<<"${2:-}" || { echo 'say which version: tools/release.sh --prepare 0.1.0' >&2; exit 1; }
+  while IFS='|' read -r file begins version; do
+    sed -i.before "s|^$begins.*|$begins$version|" "$file" && rm "$file.before"
+  done < <(manifests "$2")
+  git diff --stat
+  exit
+fi
 
 commit=$(git rev-parse --verify HEAD) || { echo 'a release is of a commit, and this is no clone of the repository' >&2; exit 1; }
 if [ -n "$(git status --porcelain)" ]; then
@@ -38,6 +56,13 @@ if [ "${1:-}" = --check ]; then
 fi
 
 : "${VERSION:?is the version to release: use make release}" "${COMMIT:?is the commit as the executables say it: use make release}"
+if git tag --points-at "$commit" | grep -qxF "v$VERSION"; then
+  wrong=$(while IFS='|' read -r file begins version; do grep -qxF "$begins$version" "$file" || echo "$file has no line: $begins$version"; done < <(manifests "$VERSION"))
+  if [ -n "$wrong" ]; then
+    printf '%s\nthe manifests would install another version than %s: tools/release.sh --prepare %s writes it; commit that, then move the tag\n' "$wrong" "$VERSION" "$VERSION" >&2
+    exit 1
+  fi
+fi
 SOURCE_DATE_EPOCH=$(git show --no-patch --format=%ct "$commit")
 export VERSION COMMIT SOURCE_DATE_EPOCH
 # What a person may have set for builds of their own. Each executable is asked afterwards whether that was all.

@@ -28,12 +28,32 @@ type configuration struct {
 	digest   string
 }
 
-// read takes the configuration's files, all of the same update: a mounted ConfigMap swaps its link ..data, so that is followed once.
-func read(dir string) (configuration, error) {
-	c := configuration{contents: map[string][]byte{}}
-	if data, err := filepath.EvalSymlinks(filepath.Join(dir, "..data")); err == nil {
-		dir = data
+// read takes the configuration's files, all of the same update.
+func read(dir string) (configuration, error) { return readWhole(dir, readFiles) }
+
+// readWhole follows a mounted ConfigMap's link ..data once, and reads again if that has been swapped meanwhile: the files behind it are then being removed, and what was found of them need not be all.
+func readWhole(dir string, files func(dir string) (configuration, error)) (configuration, error) {
+	at := dataOf(dir)
+	for range 10 {
+		c, err := files(at)
+		now := dataOf(dir)
+		if now == at {
+			return c, err
+		}
+		at = now
 	}
+	return configuration{}, fmt.Errorf("read the configuration to install: %s changed each time that it was read", dir)
+}
+
+func dataOf(dir string) string {
+	if data, err := filepath.EvalSymlinks(filepath.Join(dir, "..data")); err == nil {
+		return data
+	}
+	return dir
+}
+
+func readFiles(dir string) (configuration, error) {
+	c := configuration{contents: map[string][]byte{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return c, fmt.Errorf("read the configuration to install: %w", err)
@@ -71,27 +91,77 @@ func (i *Installer) Fingerprint() string {
 	return c.digest
 }
 
-// configure puts the configuration beside the one in use, has the broker judge it, and gives its name below Dir. Without one to install, or with one that is refused, that is the name of the one in use.
-func (i *Installer) configure(ctx context.Context, broker string) (string, error) {
-	if i.ConfigFrom == "" {
-		return "", nil
+// digits of a configuration's digest are its name. Twelve would do against chance, but who writes the ConfigMap could find two of one name, and the second would lie where the first is in use before it is judged.
+const digits = 32
+
+// choose finds the configuration that a version is to be used with, the one to install or else the one in use, and the kubelet's entry for it. No pair says that everything stays as it is, because the
+// version would also refuse what is in use: then it is worse than the version before. The error says what is refused, also beside a pair.
+func (i *Installer) choose(ctx context.Context, version string, before pair) (next pair, entry []byte, err error) {
+	if i.ConfigFrom != "" {
+		config, refused := i.placeGiven()
+		if refused == nil {
+			entry, refused = i.judge(ctx, version, config)
+		}
+		if refused == nil {
+			return pair{version, config}, entry, nil
+		}
+		if err = refused; before.config != "" {
+			err = fmt.Errorf("%w; the configuration before stays in use", refused)
+		}
 	}
-	used, err := os.Readlink(i.path("config"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("look at the configuration in use: %w: move it away", err)
+	if before.config == "" {
+		if note := i.Unclaimed(); note != "" { // nothing of it is left
+			err = errors.New(note)
+		}
+		return pair{version: version}, nil, err
 	}
+	next = pair{version, before.config}
+	entry, inUse := i.judge(ctx, version, before.config)
+	switch {
+	case inUse == nil:
+		return next, entry, err
+	case before.version != "" && before.version != version:
+		next = pair{}
+		inUse = fmt.Errorf("%s stays in use, because %s refuses the configuration in use: %w", before.version, version, inUse)
+	default:
+		inUse = fmt.Errorf("of the configuration in use: %w", inUse)
+	}
+	if err == nil {
+		return next, nil, fmt.Errorf("%w; %s", inUse, i.Unclaimed())
+	}
+	return next, nil, fmt.Errorf("%w; %w", err, inUse)
+}
+
+// placeGiven puts the configuration to install beside the one in use, and gives its name below Dir.
+func (i *Installer) placeGiven() (string, error) {
 	c, err := read(i.ConfigFrom)
 	if err != nil {
-		return used, err
+		return "", err
 	}
-	name := filepath.Join("configs", c.digest[:12])
+	name := filepath.Join("configs", c.digest[:digits])
 	if err := i.placeConfig(c, i.path(name)); err != nil {
-		return used, fmt.Errorf("install the configuration: %w", err)
-	}
-	if err := i.accept(ctx, broker, i.path(name)); err != nil {
-		return used, err
+		return "", fmt.Errorf("install the configuration: %w", err)
 	}
 	return name, nil
+}
+
+// Unclaimed says what to do about a configuration that is in use though nobody gives it any more; it is empty if there is none. The kubelet's entry names it, so it is not taken away.
+func (i *Installer) Unclaimed() string {
+	if i.ConfigFrom != "" {
+		return ""
+	}
+	used := i.inUse().config
+	if to, err := os.Readlink(i.path("config")); used == "" && (err != nil || !strings.HasPrefix(to, "in-use") && !strings.HasPrefix(to, "configs")) {
+		return "" // none, or one that somebody else leads to
+	}
+	state := "stays in use as it is"
+	if c, err := read(i.path("config")); err != nil {
+		state = "is in use, and cannot be read"
+	} else if !strings.HasPrefix(c.digest, filepath.Base(used)) {
+		state = "stays in use, and was changed on the host"
+	}
+	return fmt.Sprintf("no configuration is given any more, and the former one, %s, %s: give one again (--config-from), or have the kubelet use the host's own: %s kubelet-config >%s, restart the kubelet, then rm %[1]s",
+		i.path("config"), state, filepath.Join(i.binDir(), program), i.kubeletConfig())
 }
 
 func (i *Installer) placeConfig(c configuration, dir string) error {
@@ -129,65 +199,60 @@ func (i *Installer) placeConfig(c configuration, dir string) error {
 	return nil
 }
 
-// accept has the broker judge a configuration, each provider's settings by its backend included.
-func (i *Installer) accept(ctx context.Context, broker, config string) error {
-	stdout, stderr, err := i.Run(ctx, broker, "validate", "--config", config)
-	if err == nil {
-		return nil
+// judge has a version judge a configuration, each provider's settings by its backend included, and print the kubelet's entry for it.
+func (i *Installer) judge(ctx context.Context, version, config string) (entry []byte, err error) {
+	broker := filepath.Join(i.path(version), program)
+	if stdout, stderr, err := i.Run(ctx, broker, "validate", "--config", i.path(config)); err != nil {
+		return nil, fmt.Errorf("the configuration is refused: %w: %s", err, said(stdout, stderr))
 	}
-	return fmt.Errorf("the configuration is refused: %w: %s", err, said(stdout, stderr))
+	entry, stderr, err := i.Run(ctx, broker, append([]string{"kubelet-config", "--config", i.path(config)}, i.EntryFlags...)...)
+	if err != nil {
+		return nil, fmt.Errorf("print the kubelet's entry: %w: %s", err, said(stderr))
+	}
+	// What the broker says of a directory whose name will change holds for the link that leads to it.
+	entry = bytes.ReplaceAll(entry, []byte(i.path(config)), []byte(i.path("config")))
+	return bytes.ReplaceAll(entry, []byte(i.path(version)), []byte(i.path("current"))), nil
 }
 
-// entries makes the links that the kubelet's entries name, and writes its configuration, then swaps the configuration: nothing names what is not there.
-func (i *Installer) entries(ctx context.Context, config string) error {
+// namesOf are the links' that the kubelet's entry needs, and the program's own.
+func namesOf(entry []byte) ([]string, error) {
+	var document struct {
+		Providers []struct {
+			Name string `yaml:"name"`
+		} `yaml:"providers"`
+	}
+	if err := yaml.Unmarshal(entry, &document); err != nil {
+		return nil, fmt.Errorf("read the kubelet's entry: %w", err)
+	}
 	names := []string{program}
-	var entry []byte
-	if config != "" {
-		stdout, stderr, err := i.Run(ctx, i.path(filepath.Join("current", program)), i.entryArgs(config)...)
-		if err != nil {
-			return fmt.Errorf("print the kubelet's entry: %w: %s", err, said(stderr))
-		}
-		// What the broker says of a configuration's own directory holds for the link that leads to it.
-		entry = bytes.ReplaceAll(stdout, []byte(i.path(config)), []byte(i.path("config")))
-		var document struct {
-			Providers []struct {
-				Name string `yaml:"name"`
-			} `yaml:"providers"`
-		}
-		if err := yaml.Unmarshal(entry, &document); err != nil {
-			return fmt.Errorf("read the kubelet's entry: %w", err)
-		}
-		for _, p := range document.Providers {
-			if p.Name != program {
-				names = append(names, p.Name)
-			}
+	for _, p := range document.Providers {
+		if p.Name != program {
+			names = append(names, p.Name)
 		}
 	}
-	if err := i.links(names); err != nil {
-		return err
-	}
-	if config == "" {
-		return nil
-	}
-	if err := i.writeEntry(entry); err != nil {
-		return err
-	}
-	return i.swap("config", config)
-}
-
-func (i *Installer) entryArgs(config string) []string {
-	return append([]string{"kubelet-config", "--config", i.path(config)}, i.EntryFlags...)
+	return names, nil
 }
 
 func (i *Installer) links(names []string) error {
 	if err := i.disk.before("links", i.binDir()); err != nil {
 		return err
 	}
-	links, err := kubelet.Link(i.binDir(), i.path(filepath.Join("current", program)), names)
+	if err := trust.File(i.binDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("link in the kubelet's bin directory: %w", err)
+	}
+	broker := i.path(filepath.Join("current", program))
+	links, err := kubelet.Link(i.binDir(), broker, names)
 	if err != nil {
 		return err
 	}
 	for _, l := range links {
+		// One that leads to the version itself, as `kubelet-config --link` of an installed program makes it, would stay behind with it.
+		if to, err := os.Readlink(l.Path); err == nil && to != broker {
+			if err := i.disk.link(broker, l.Path); err != nil {
+				return fmt.Errorf("link in the kubelet's bin directory: %w", err)
+			}
+			l.Made = true
+		}
 		if l.Made {
 			i.Log.Info("linked", "link", l.Path)
 		}
@@ -209,23 +274,47 @@ func (i *Installer) kubeletConfig() string {
 	return i.path("kubelet.yaml")
 }
 
-// writeEntry writes the kubelet's configuration if it is another, and says that the kubelet has to be restarted for it.
-func (i *Installer) writeEntry(entry []byte) error {
+// stageEntry makes the kubelet's configuration ready to be put into its place; nil if there is none, or it is there already.
+func (i *Installer) stageEntry(entry []byte) (*staged, error) {
+	if entry == nil {
+		return nil, nil //nolint:nilnil // nothing to do is no error
+	}
 	path := i.kubeletConfig()
+	if err := trust.File(filepath.Dir(path)); err != nil {
+		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	}
+	// What a killed run left: the kubelet's directory is not one that is swept.
+	if err := i.disk.clear(unfinishedName(path)); err != nil {
+		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	}
 	want := append([]byte(mark), entry...)
 	is, err := os.ReadFile(path)
 	switch {
 	case err == nil && bytes.Equal(is, want):
-		return nil
+		return nil, nil //nolint:nilnil // the same
+	case err == nil && !bytes.HasPrefix(is, []byte(mark)) && i.ConfigFrom == "":
+		return nil, nil //nolint:nilnil // the host's own is taking the place of ours, as Unclaimed says
 	case err == nil && !bytes.HasPrefix(is, []byte(mark)):
-		return fmt.Errorf("write the kubelet's configuration: %s is somebody else's: choose another path, or turn it into a provider of ours with credential-broker migrate and move it away", path)
+		return nil, fmt.Errorf("write the kubelet's configuration: %s is somebody else's: choose another path, or turn it into a provider of ours with credential-broker migrate and move it away", path)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	}
+	s, err := i.disk.stage(path, 0o644, bytes.NewReader(want))
+	if err != nil {
+		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	}
+	return s, nil
+}
+
+// commitEntry puts the kubelet's configuration into its place, and says that the kubelet has to be restarted for it.
+func (i *Installer) commitEntry(s *staged) error {
+	if s == nil {
+		return nil
+	}
+	if err := s.commit(); err != nil {
 		return fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
-	if err := i.disk.write(path, 0o644, bytes.NewReader(want)); err != nil {
-		return fmt.Errorf("write the kubelet's configuration: %w", err)
-	}
-	i.Log.Warn("the kubelet's configuration is new: a running kubelet has what it read when it started, so restart it", "file", path)
+	i.Log.Warn("the kubelet's configuration is new: a running kubelet has what it read when it started, so restart it", "file", s.path)
 	return nil
 }
 

@@ -58,7 +58,7 @@ func (i *Installer) Apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"versions", "configs", "bin"} {
+	for _, dir := range []string{"versions", "configs", "pairs", "bin"} {
 		if err := i.disk.mkdir(i.path(dir)); err != nil {
 			return fmt.Errorf("install into the host's directory: %w", err)
 		}
@@ -70,51 +70,65 @@ func (i *Installer) Apply(ctx context.Context) error {
 		return err
 	}
 
+	before := i.inUse()
 	version := filepath.Join("versions", i.Version+"-"+release.digest[:12])
 	if err := i.place(release, i.path(version)); err != nil {
-		if full(err) && i.current() != version {
+		if full(err) && before.version != version {
 			// The space is worth more to the host than what half a version could save the next run.
 			_ = os.RemoveAll(i.path(version))
 		}
 		return fmt.Errorf("install %s: %w", version, err)
 	}
-	broker := filepath.Join(i.path(version), program)
-	if _, stderr, err := i.Run(ctx, broker, "version"); err != nil {
+	if _, stderr, err := i.Run(ctx, filepath.Join(i.path(version), program), "version"); err != nil {
 		return fmt.Errorf("install %s: it does not run here: %w: %s: is the host's directory on a file system mounted noexec, or the image one for another processor?", version, err, said(stderr))
 	}
-	configured, err := i.configure(ctx, broker)
+	next, entry, refused := i.choose(ctx, version, before)
+	if next.version == "" {
+		return refused
+	}
+	if err := i.change(before, next, entry); err != nil {
+		return errors.Join(refused, err)
+	}
+	if note := i.Unclaimed(); note != "" {
+		i.Log.Warn(note)
+	}
+	return errors.Join(refused, i.prune("pairs", next.name()), i.prune("versions", next.version), i.prune("configs", next.config))
+}
+
+// change does all that can fail before it swaps what is used, and that in one step: a link or a file of the kubelet's that cannot be made leaves the version before with the configuration before.
+func (i *Installer) change(before, next pair, entry []byte) error {
+	names, err := namesOf(entry)
 	if err != nil {
-		// A new version waits only if it would also refuse what is in use: then it would be worse than the version before.
-		if i.current() != version && i.inUse() && i.accept(ctx, broker, i.path("config")) != nil {
-			return fmt.Errorf("%w; %s stays in use, because %s refuses the configuration in use too", err, i.current(), version)
+		return err
+	}
+	kubeletConfig, err := i.stageEntry(entry)
+	if err != nil {
+		return err
+	}
+	defer kubeletConfig.discard()
+	steps := []func() error{func() error { return i.links(names) }, func() error { return i.use(before, next) }}
+	if _, err := os.Stat(i.path(filepath.Join("current", program))); err != nil {
+		slices.Reverse(steps) // links have to lead to something, and nothing works that could be harmed
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
 		}
-		err = fmt.Errorf("%w; the configuration before stays in use", err)
 	}
-	if swapErr := i.swap("current", version); swapErr != nil {
-		return swapErr
+	// The directories were judged one by one; this is the whole way that the kubelet's calls go, with its links.
+	if err := trust.Executable(i.path(filepath.Join("current", program)), nil); err != nil {
+		return fmt.Errorf("use %s: %w", next.version, err)
 	}
-	if linkErr := i.entries(ctx, configured); linkErr != nil {
-		return errors.Join(err, linkErr)
+	if next.config != "" {
+		if err := trust.File(i.path("config")); err != nil {
+			return fmt.Errorf("use %s: %w", next.config, err)
+		}
 	}
-	return errors.Join(err, i.prune("versions", "current"), i.prune("configs", "config"))
+	// Last, since the kubelet that runs has read the one before anyhow, and one that starts now is not to have arguments that the program before may not know.
+	return i.commitEntry(kubeletConfig)
 }
 
 func (i *Installer) path(name string) string { return filepath.Join(i.Dir, name) }
-
-// current is what the link of that name leads to, below Dir; empty if there is no such link.
-func (i *Installer) current() string {
-	to, err := os.Readlink(i.path("current"))
-	if err != nil {
-		return ""
-	}
-	return to
-}
-
-// inUse says whether there is a configuration of ours.
-func (i *Installer) inUse() bool {
-	_, err := os.Stat(i.path("config"))
-	return err == nil
-}
 
 // place has every file of the release stand in dir with the right content, owner and mode. What is right is not written again.
 func (i *Installer) place(release manifest, dir string) error {
@@ -217,52 +231,6 @@ func strangers(release manifest, dir string) []string {
 		return nil
 	})
 	return found
-}
-
-// swap has the link lead to target, in one step, if it does not yet. What it led to before is kept from now on for as long as Keep says.
-func (i *Installer) swap(link, target string) error {
-	before, err := os.Readlink(i.path(link))
-	switch {
-	case err == nil && before == target:
-		return nil
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("swap the link to what is used: %w: move it away", err)
-	}
-	if before != "" {
-		now := i.Now()
-		if err := os.Chtimes(i.path(before), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	if err := i.disk.link(target, i.path(link)); err != nil {
-		return fmt.Errorf("swap the link to what is used: %w", err)
-	}
-	i.Log.Info("in use", link, target, "before", before)
-	return nil
-}
-
-// prune removes what no link leads to any more, and nobody can still be running.
-func (i *Installer) prune(dir, link string) error {
-	used, err := os.Readlink(i.path(link))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	entries, err := os.ReadDir(i.path(dir))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		info, err := e.Info()
-		if err != nil || name == used || i.Now().Sub(info.ModTime()) < i.Keep {
-			continue
-		}
-		if err := i.disk.removeAll(i.path(name)); err != nil {
-			return fmt.Errorf("remove what is no longer used: %w", err)
-		}
-		i.Log.Info("removed what is no longer used", "path", i.path(name))
-	}
-	return nil
 }
 
 // verified gives its file's content, and an error instead of its end if that was not the content expected.

@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// fake stands for the broker: it refuses configurations that say "bad", and versions that do not run.
+// fake stands for the broker: it refuses configurations that say "bad", and versions that do not run. A picky version refuses what an old one takes, and takes what an old one refuses.
 func fake(_ context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
 	content, err := os.ReadFile(program)
 	if err != nil {
@@ -64,21 +64,30 @@ func fake(_ context.Context, program string, args ...string) (stdout, stderr []b
 		return nil, nil, err
 	}
 	if args[0] == "validate" {
-		if bytes.Contains(config, []byte("bad")) || bytes.Contains(content, []byte("picky")) && bytes.Contains(config, []byte("old")) {
+		if !takes(string(content), string(config)) {
 			return nil, []byte("config.yaml:1: it is bad\n"), errors.New("exit status 1")
 		}
 		return nil, nil, nil
 	}
-	out := "kind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + args[2] + "]\n"
+	if bytes.Contains(config, []byte("unprintable")) {
+		return nil, []byte("--match covers no such image\n"), errors.New("exit status 1")
+	}
+	out := "# Printed by " + program + ".\nkind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + args[2] + "]\n"
 	if bytes.Contains(config, []byte("audience")) {
 		out += "- name: credential-broker-sts.example\n"
 	}
 	return []byte(out), nil, nil
 }
 
+// takes says whether a version takes a configuration, both by their content.
+func takes(version, config string) bool {
+	picky := strings.Contains(version, "picky")
+	return !strings.Contains(config, "bad") && (!picky || !strings.Contains(config, "old")) && (picky || !strings.Contains(config, "modern"))
+}
+
 func newInstaller(from, dir, config string, log *bytes.Buffer) *Installer {
 	i := &Installer{
-		From: from, Version: "1.0.0", Dir: dir, ConfigFrom: config, Keep: time.Hour, Run: fake, Now: time.Now, Log: slog.New(slog.DiscardHandler),
+		From: from, Version: "1.0.0", Dir: dir, ConfigFrom: config, Keep: time.Hour, Run: fake, Now: time.Now, Log: slog.New(slog.DiscardHandler), disk: disk{hasty: true},
 	}
 	if log != nil {
 		i.Log = slog.New(slog.NewTextHandler(log, nil))
@@ -191,7 +200,7 @@ func TestAHostGetsTheReleaseAndItsConfiguration(t *testing.T) {
 		t.Fatalf("got %q and %q, %v", version, config, err)
 	}
 	// The stable names stand in what the kubelet is given, since the versions' names change.
-	want := mark + "kind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + dir + "/config]\n- name: credential-broker-sts.example\n"
+	want := mark + "# Printed by " + dir + "/current/credential-broker.\nkind: CredentialProviderConfig\nproviders:\n- name: credential-broker\n  args: [--config, " + dir + "/config]\n- name: credential-broker-sts.example\n"
 	if diff := cmp.Diff(want, content(t, filepath.Join(dir, "kubelet.yaml"))); diff != "" {
 		t.Error(diff)
 	}
@@ -408,36 +417,157 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	}
 }
 
+// change is what an installer finds, and what it is to bring.
+type change struct {
+	version, config         string // before; no version: nothing is there
+	nextVersion, nextConfig string
+	links                   bool // of a host whose links do not lead through in-use yet
+}
+
+// changes are those that are interrupted. In the last two the version before refuses the configuration after, and the version after the configuration before.
+var changes = map[string]change{
+	"from nothing":                   {nextVersion: "two", nextConfig: "with an audience"},
+	"of both":                        {"one", "fine", "two", "with an audience", false},
+	"of both, which need each other": {"one", "old", "picky two", "modern, with an audience", false},
+	"of both, which need each other, from links of their own": {"one", "old", "picky two", "modern, with an audience", true},
+}
+
+// hosts gives a function that makes a host on which the change is to be made, and the installer that makes it.
+func (c change) hosts(t *testing.T) func() *Installer {
+	t.Helper()
+	from, config := "", ""
+	if c.version != "" {
+		from, config = release(t, c.version), configMap(t, c.config)
+	}
+	nextFrom, nextConfig := release(t, c.nextVersion), configMap(t, c.nextConfig)
+	return func() *Installer {
+		dir := host(t)
+		if c.version != "" {
+			apply(t, newInstaller(from, dir, config, nil))
+		}
+		if c.links {
+			linksOfTheirOwn(t, dir)
+		}
+		return newInstaller(nextFrom, dir, nextConfig, nil)
+	}
+}
+
+// linksOfTheirOwn makes a host as it was before there were pairs.
+func linksOfTheirOwn(t *testing.T, dir string) {
+	t.Helper()
+	for link, in := range map[string]string{"current": "versions", "config": "configs"} {
+		to, err := filepath.EvalSymlinks(filepath.Join(dir, link))
+		if err == nil {
+			err = os.Remove(filepath.Join(dir, link))
+		}
+		if err == nil {
+			err = os.Symlink(filepath.Join(in, filepath.Base(to)), filepath.Join(dir, link))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// After a way back to such a version in-use is there, and leads to what is used no more.
+	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "pairs")), os.Remove(filepath.Join(dir, "in-use")), os.Symlink("pairs/gone", filepath.Join(dir, "in-use"))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// usable says that nothing is broken: the host has one of the two versions with one of the two configurations, and they take each other.
+func (c change) usable(t *testing.T, dir string) (version, config string) {
+	t.Helper()
+	version, config, err := whole(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	version = strings.TrimSuffix(version, "\n")
+	if c.version == "" && (version == "" || config == "") {
+		return version, config // not all of it yet, and no kubelet can need it
+	}
+	if version != c.version && version != c.nextVersion || config != c.config && config != c.nextConfig || !takes(version, config) {
+		t.Fatalf("the version %q is used with the configuration %q", version, config)
+	}
+	return version, config
+}
+
+// check is what holds of the host when the change is made.
+func (c change) check(t *testing.T, dir string) {
+	t.Helper()
+	if version, config := c.usable(t, dir); version != c.nextVersion || config != c.nextConfig {
+		t.Fatalf("the version %q is used with the configuration %q", version, config)
+	}
+	if got, want := strings.Contains(content(t, filepath.Join(dir, "kubelet.yaml")), "sts.example"), strings.Contains(c.nextConfig, "audience"); got != want {
+		t.Errorf("kubelet.yaml is not of the configuration %q", c.nextConfig)
+	}
+	for link, to := range map[string]string{"current": "in-use/current", "config": "in-use/config"} {
+		if is, _ := os.Readlink(filepath.Join(dir, link)); is != to {
+			t.Errorf("%s leads to %q", link, is)
+		}
+	}
+	noLeftovers(t, dir)
+}
+
 // TestKilledAtAnyMomentTheVersionBeforeWorksAndTheNextRunFinishes ends an installer's process at each change that it is about to make.
 func TestKilledAtAnyMomentTheVersionBeforeWorksAndTheNextRunFinishes(t *testing.T) {
-	one, two := release(t, "one"), release(t, "two")
-	before, after := configMap(t, "fine"), configMap(t, "with an audience")
-	for _, upgrade := range []bool{false, true} {
-		steps := 0
-		for done := false; !done; steps++ {
-			dir := host(t)
-			if upgrade {
-				apply(t, newInstaller(one, dir, before, nil))
+	for name, c := range changes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, steps := c.hosts(t), 0
+			for done := false; !done; steps++ {
+				i := host()
+				done = child(t, steps, false, i.From, i.Dir, i.ConfigFrom)
+				c.usable(t, i.Dir)
+				apply(t, i)
+				c.check(t, i.Dir)
 			}
-			done = child(t, steps, false, two, dir, after)
-			version, config, err := whole(dir)
-			switch {
-			case err != nil:
-				t.Fatalf("killed before change %d: %v", steps, err)
-			case upgrade && version != "one\n" && version != "two\n", upgrade && config != "fine" && config != "with an audience":
-				t.Fatalf("killed before change %d: got %q and %q", steps, version, config)
+			t.Logf("killed before each of %d changes", steps-1)
+			if steps < 10 {
+				t.Errorf("only %d changes were seen", steps)
 			}
-			i := newInstaller(two, dir, after, nil)
-			apply(t, i)
-			if version, config, err := whole(dir); version != "two\n" || config != "with an audience" || err != nil {
-				t.Fatalf("after change %d and another run: got %q and %q, %v", steps, version, config, err)
+		})
+	}
+}
+
+// TestAStepThatFailsLeavesWhatBelongsTogether has each change fail once, that of the kubelet's links and what the broker is asked included.
+func TestAStepThatFailsLeavesWhatBelongsTogether(t *testing.T) {
+	for name, c := range changes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, failed := c.hosts(t), 0
+			for n := 0; ; n++ {
+				i := host()
+				left := n
+				refuse := func(what, path string) error {
+					if left--; left == -1 {
+						return &fs.PathError{Op: what, Path: path, Err: syscall.EIO}
+					}
+					return nil
+				}
+				i.disk.step = refuse
+				i.Run = func(ctx context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
+					if err := refuse("run", program); err != nil {
+						return nil, nil, err
+					}
+					return fake(ctx, program, args...)
+				}
+				err := i.Apply(t.Context())
+				c.usable(t, i.Dir)
+				if err == nil && left >= 0 {
+					break
+				}
+				if !errors.Is(err, syscall.EIO) {
+					t.Fatalf("change %d failed, and the error is %v", n, err)
+				}
+				failed++
+				i.disk.step, i.Run = nil, fake
+				apply(t, i)
+				c.check(t, i.Dir)
 			}
-			noLeftovers(t, dir)
-		}
-		t.Logf("upgrade %v: killed before each of %d changes", upgrade, steps-1)
-		if steps < 20 {
-			t.Errorf("only %d changes were seen", steps)
-		}
+			t.Logf("each of %d steps failed once", failed)
+			if failed < 10 {
+				t.Errorf("only %d steps were seen", failed)
+			}
+		})
 	}
 }
 
@@ -489,39 +619,41 @@ func noLeftovers(t *testing.T, dir string) {
 
 // TestAFullDiskChangesNothing has no room from each change on: a full disk does not become empty by itself. Removing works.
 func TestAFullDiskChangesNothing(t *testing.T) {
-	one, two := release(t, "one"), release(t, "two")
-	before, after := configMap(t, "fine"), configMap(t, "with an audience")
-	ran := 0
-	for n := 0; ; n++ {
-		dir := host(t)
-		apply(t, newInstaller(one, dir, before, nil))
-		i := newInstaller(two, dir, after, nil)
-		left := n
-		i.disk.step = func(what, path string) error {
-			if left--; left < 0 && slices.Contains([]string{"mkdir", "create", "write", "symlink"}, what) {
-				return &fs.PathError{Op: what, Path: path, Err: syscall.ENOSPC}
+	for name, c := range changes {
+		if c.version == "" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host, ran := c.hosts(t), 0
+			for n := 0; ; n++ {
+				i := host()
+				left := n
+				i.disk.step = func(what, path string) error {
+					if left--; left < 0 && slices.Contains([]string{"mkdir", "create", "write", "symlink", "links"}, what) {
+						return &fs.PathError{Op: what, Path: path, Err: syscall.ENOSPC}
+					}
+					return nil
+				}
+				err := i.Apply(t.Context())
+				version, _ := c.usable(t, i.Dir)
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, syscall.ENOSPC) {
+					t.Fatalf("got %v", err)
+				}
+				if entries, _ := os.ReadDir(filepath.Join(i.Dir, "versions")); version == c.version && len(entries) > 1 && !complete(i.Dir, entries) {
+					t.Errorf("full from change %d on: half a version was left: %v", n, entries)
+				}
+				noLeftovers(t, i.Dir)
+				ran++
 			}
-			return nil
-		}
-		err := i.Apply(t.Context())
-		version, config, broken := whole(dir)
-		if broken != nil || config != "fine" && config != "with an audience" {
-			t.Fatalf("full from change %d on: got %q and %q, %v", n, version, config, broken)
-		}
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, syscall.ENOSPC) {
-			t.Fatalf("got %v", err)
-		}
-		if entries, _ := os.ReadDir(filepath.Join(dir, "versions")); version == "one\n" && config == "fine" && len(entries) > 1 && !complete(dir, entries) {
-			t.Errorf("full from change %d on: half a version was left: %v", n, entries)
-		}
-		noLeftovers(t, dir)
-		ran++
-	}
-	if ran < 10 {
-		t.Errorf("only %d changes were seen", ran)
+			t.Logf("full from each of %d changes on", ran)
+			if ran < 10 {
+				t.Errorf("only %d changes were seen", ran)
+			}
+		})
 	}
 }
 
@@ -534,6 +666,243 @@ func complete(dir string, entries []fs.DirEntry) bool {
 		}
 	}
 	return true
+}
+
+func TestAnEntryThatCannotBePrintedIsARefusal(t *testing.T) {
+	dir, config := host(t), configMap(t, "fine")
+	apply(t, newInstaller(release(t, "one"), dir, config, nil))
+	put(t, filepath.Join(config, "config.yaml"), "unprintable")
+	err := newInstaller(release(t, "two"), dir, config, nil).Apply(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "--match covers no such image") || !strings.Contains(err.Error(), "the configuration before stays in use") {
+		t.Errorf("got %v", err)
+	}
+	if version, is, err := whole(dir); version != "two\n" || is != "fine" || err != nil {
+		t.Errorf("got %q and %q, %v", version, is, err)
+	}
+}
+
+func TestAConfigurationThatIsNoLongerGivenIsSaidAndJudged(t *testing.T) {
+	dir := host(t)
+	apply(t, newInstaller(release(t, "one"), dir, configMap(t, "old, with an audience"), nil))
+
+	var log bytes.Buffer
+	i := newInstaller(release(t, "two"), dir, "", &log)
+	for range 2 { // each time, not only once
+		log.Reset()
+		if err := os.Remove(filepath.Join(dir, "kubelet.yaml")); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, i)
+		for _, want := range []string{"no configuration is given any more", dir + "/config, stays in use as it is", "--config-from", "rm " + dir + "/config"} {
+			if !strings.Contains(log.String(), want) || !strings.Contains(i.Unclaimed(), want) {
+				t.Errorf("%q is said neither in %s nor in %s", want, i.Unclaimed(), log.String())
+			}
+		}
+		if !strings.Contains(content(t, filepath.Join(dir, "kubelet.yaml")), "sts.example") {
+			t.Error("kubelet.yaml was not repaired")
+		}
+	}
+	if version, config, err := whole(dir); version != "two\n" || config != "old, with an audience" || err != nil {
+		t.Errorf("got %q and %q, %v", version, config, err)
+	}
+
+	if err := newInstaller(release(t, "picky three"), dir, "", nil).Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "it is bad") || !strings.Contains(err.Error(), "-config-from") {
+		t.Errorf("got %v", err)
+	}
+	if version, config, err := whole(dir); version != "two\n" || config != "old, with an audience" || err != nil {
+		t.Errorf("a version that refuses the configuration in use: got %q and %q, %v", version, config, err)
+	}
+
+	put(t, filepath.Join(dir, "config", "config.yaml"), "fine, of somebody")
+	if note := i.Unclaimed(); !strings.Contains(note, "was changed on the host") {
+		t.Errorf("got %q", note)
+	}
+	_ = os.RemoveAll(filepath.Join(dir, "configs"))
+	if note := i.Unclaimed(); !strings.Contains(note, "cannot be read") {
+		t.Errorf("got %q", note)
+	}
+
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot be read") {
+		t.Errorf("of a configuration that is gone: got %v", err)
+	}
+
+	// What the note says to do, with the host's own in our file's place in between.
+	dir = host(t)
+	apply(t, newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil))
+	i = newInstaller(release(t, "one"), dir, "", &log)
+	put(t, filepath.Join(dir, "kubelet.yaml"), "the host's own")
+	apply(t, i)
+	if err := os.Remove(filepath.Join(dir, "config")); err != nil {
+		t.Fatal(err)
+	}
+	log.Reset()
+	apply(t, i)
+	if note := i.Unclaimed(); note != "" || strings.Contains(log.String(), "WARN") {
+		t.Errorf("got %q, and the log says %s", note, log.String())
+	}
+	if got := content(t, filepath.Join(dir, "kubelet.yaml")); got != "the host's own" {
+		t.Errorf("kubelet.yaml is %q", got)
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "config")); err == nil {
+		t.Error("the link to the configuration is there again")
+	}
+}
+
+// TestNothingUnfinishedIsReadAsAConfiguration looks, at each change, for files that the kubelet or the broker would read in a directory: those with these endings, whatever they begin with.
+func TestNothingUnfinishedIsReadAsAConfiguration(t *testing.T) {
+	dir, elsewhere, config := host(t), host(t), configMap(t, "fine")
+	i := newInstaller(release(t, "one"), dir, config, nil)
+	i.KubeletConfig = filepath.Join(elsewhere, "credential-broker.yaml")
+	seen := 0
+	i.disk.step = func(string, string) error {
+		for _, root := range []string{dir, elsewhere} {
+			_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && strings.HasPrefix(d.Name(), unfinished) {
+					seen++
+					if slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(path)) {
+						t.Errorf("%s would be read", path)
+					}
+				}
+				return nil
+			})
+		}
+		return nil
+	}
+	apply(t, i)
+	put(t, filepath.Join(dir, "config", "config.yaml"), "damaged, and repaired while it is in use")
+	apply(t, i)
+	if seen < 5 {
+		t.Errorf("only %d unfinished files were seen", seen)
+	}
+}
+
+// TestWhatAKilledRunLeftElsewhereIsRemoved is of a kubelet's directory, which is not ours to sweep.
+func TestWhatAKilledRunLeftElsewhereIsRemoved(t *testing.T) {
+	dir, elsewhere := host(t), host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+	i.KubeletConfig = filepath.Join(elsewhere, "credential-broker.yaml")
+	apply(t, i)
+	put(t, unfinishedName(i.KubeletConfig), "half of it")
+	apply(t, i)
+	noLeftovers(t, elsewhere)
+	put(t, unfinishedName(i.KubeletConfig), "half of it")
+	if err := i.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	noLeftovers(t, elsewhere)
+}
+
+func TestDirectoriesOfTheKubeletsThatOthersCanWriteAreRefused(t *testing.T) {
+	for _, which := range []string{"bin directory", "configuration"} {
+		dir, open := host(t), host(t)
+		i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+		if which == "bin directory" {
+			i.BinDir = open
+		} else {
+			i.KubeletConfig = filepath.Join(open, "credential-broker.yaml")
+		}
+		apply(t, i)
+		if err := os.Chmod(open, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		i.From = release(t, "two")
+		if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), which) || !strings.Contains(err.Error(), "chmod") {
+			t.Errorf("got %v", err)
+		}
+		if to := i.inUse().version; !strings.Contains(content(t, filepath.Join(dir, to, program)), "one") {
+			t.Error("the new version is used all the same")
+		}
+	}
+}
+
+func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
+	for name, spoil := range map[string]func(t *testing.T, i *Installer){
+		"a link that cannot be made": func(t *testing.T, i *Installer) {
+			put(t, filepath.Join(i.Dir, "bin", "credential-broker-sts.example"), "theirs")
+		},
+		"a kubelet's configuration of somebody else's": func(t *testing.T, i *Installer) {
+			put(t, i.kubeletConfig(), "theirs")
+		},
+		"an entry that is none": func(_ *testing.T, i *Installer) {
+			i.Run = func(ctx context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
+				stdout, stderr, err = fake(ctx, program, args...)
+				return bytes.ReplaceAll(stdout, []byte("providers:"), []byte("providers")), stderr, err
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := changes["of both"]
+			i := c.hosts(t)()
+			spoil(t, i)
+			if err := i.Apply(t.Context()); err == nil {
+				t.Error("no error")
+			}
+			if version, config := c.usable(t, i.Dir); version != c.version || config != c.config {
+				t.Errorf("got %q and %q", version, config)
+			}
+			noLeftovers(t, i.Dir)
+		})
+	}
+}
+
+func TestALinkToAVersionItselfDoesNotStayBehind(t *testing.T) {
+	dir, bin, config := host(t), host(t), configMap(t, "fine")
+	i := newInstaller(release(t, "one"), dir, config, nil)
+	i.BinDir = bin
+	apply(t, i)
+	link := filepath.Join(bin, program)
+	if err := errors.Join(os.Remove(link), os.Symlink(filepath.Join(dir, i.inUse().version, program), link)); err != nil {
+		t.Fatal(err)
+	}
+	i.From = release(t, "two")
+	apply(t, i)
+	if got := content(t, link); !strings.Contains(got, "two") {
+		t.Errorf("the kubelet runs %s", got)
+	}
+}
+
+func TestTwoConfigurationsOfSimilarDigestsDoNotShareADirectory(t *testing.T) {
+	dir := host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+	apply(t, i)
+	// 128 bits: nobody finds two.
+	if name := filepath.Base(i.inUse().config); len(name) < 32 {
+		t.Errorf("its name is %s", name)
+	}
+}
+
+func TestAConfigMapThatIsUpdatedMeanwhileIsReadAgain(t *testing.T) {
+	dir := host(t)
+	for _, update := range []string{"..one", "..two"} {
+		put(t, filepath.Join(dir, update, "a.yaml"), update)
+		put(t, filepath.Join(dir, update, "b.yaml"), update)
+	}
+	lead := func(to string) {
+		if err := errors.Join(os.Symlink(to, filepath.Join(dir, "..data.new")), os.Rename(filepath.Join(dir, "..data.new"), filepath.Join(dir, "..data"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lead("..one")
+	reads := 0
+	c, err := readWhole(dir, func(dir string) (configuration, error) {
+		if reads++; reads == 1 {
+			// As the kubelet does: it swaps the link, then removes the files behind the old one, in whatever order.
+			lead("..two")
+			if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return readFiles(dir)
+	})
+	if err != nil || reads != 2 || len(c.names) != 2 || string(c.contents["a.yaml"]) != "..two" || string(c.contents["b.yaml"]) != "..two" {
+		t.Errorf("after %d reads: %v, %v", reads, c, err)
+	}
+	if _, err := readWhole(dir, func(dir string) (configuration, error) {
+		lead(map[bool]string{true: "..one", false: "..two"}[filepath.Base(dir) == "..two"])
+		return readFiles(dir)
+	}); err == nil || !strings.Contains(err.Error(), "changed each time") {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestAManifestNamesOnlyWhatIsInside(t *testing.T) {

@@ -23,19 +23,22 @@ func (i *Installer) Remove() error {
 	if err := i.unlink(); err != nil {
 		return fmt.Errorf("remove the kubelet's links: %w", err)
 	}
-	if text, err := os.ReadFile(i.kubeletConfig()); err == nil {
-		if !bytes.HasPrefix(text, []byte(mark)) {
-			i.Log.Warn("somebody else's file is left alone", "file", i.kubeletConfig())
-		} else if err := i.disk.remove(i.kubeletConfig()); err != nil {
+	if ours, there := i.ourEntry(); there && !ours {
+		i.Log.Warn("somebody else's file is left alone", "file", i.kubeletConfig())
+	} else if there {
+		if err := i.disk.remove(i.kubeletConfig()); err != nil {
 			return fmt.Errorf("remove the kubelet's configuration: %w", err)
 		}
 	}
-	for _, name := range []string{"config", "current"} {
+	if err := i.disk.clear(unfinishedName(i.kubeletConfig())); err != nil {
+		return fmt.Errorf("remove the kubelet's configuration: %w", err)
+	}
+	for _, name := range []string{"config", "current", "in-use"} {
 		if err := i.disk.remove(i.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the link to what is used: %w", err)
 		}
 	}
-	for _, name := range []string{"versions", "configs", ".lock"} {
+	for _, name := range []string{"pairs", "versions", "configs", ".lock"} {
 		if err := i.disk.removeAll(i.path(name)); err != nil {
 			return fmt.Errorf("remove what was installed: %w", err)
 		}
@@ -48,6 +51,19 @@ func (i *Installer) Remove() error {
 	_ = os.Remove(i.Dir) // a mount point stays
 	i.Log.Info("removed", "dir", i.Dir)
 	return nil
+}
+
+// ourEntry says whether the kubelet's configuration is there, and ours. What is no regular file is not opened: a directory that others can write may have anything under that name.
+func (i *Installer) ourEntry() (ours, there bool) {
+	info, err := os.Lstat(i.kubeletConfig())
+	if err != nil {
+		return false, false
+	}
+	if !info.Mode().IsRegular() {
+		return false, true
+	}
+	text, err := os.ReadFile(i.kubeletConfig())
+	return err == nil && bytes.HasPrefix(text, []byte(mark)), true
 }
 
 // unlink removes the links that lead to our program, of entries that there are no more too.

@@ -1,10 +1,15 @@
 package kubelet
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // linkTest is a broker's file and a bin directory.
@@ -70,6 +75,65 @@ func TestLinkReplacesALinkToAnotherBroker(t *testing.T) {
 	}
 	if got := names(t, bin); got != "credential-broker-vault>credential-broker" {
 		t.Errorf("something was left behind: %s", got)
+	}
+}
+
+func TestLinkSyncsWhatItHasMade(t *testing.T) {
+	broker, bin := linkTest(t)
+	if err := os.Symlink("/opt/of/yesterday/credential-broker", filepath.Join(bin, "credential-broker")); err != nil {
+		t.Fatal(err)
+	}
+	var synced []string
+	l := linker{now: time.Now, sync: func(dir string) error {
+		synced = append(synced, dir+": "+names(t, dir))
+		return nil
+	}}
+	for range 2 { // the second time nothing is to do, which a directory that cannot be written allows too
+		if _, err := l.link(bin, broker, []string{"credential-broker", "credential-broker-a"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if to, _ := os.Readlink(filepath.Join(bin, "credential-broker")); to != broker {
+		t.Error(to)
+	}
+	if diff := cmp.Diff([]string{bin + ": credential-broker>credential-broker credential-broker-a>credential-broker"}, synced); diff != "" {
+		t.Error(diff)
+	}
+	l.sync = func(string) error { return syscall.EIO }
+	if _, err := l.link(bin, broker, []string{"credential-broker-b"}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLinkSweepsWhatKilledRunsOfItLeft(t *testing.T) {
+	broker, bin := linkTest(t)
+	for name, to := range map[string]string{
+		".credential-broker-OURS":   "/opt/of/yesterday/credential-broker",
+		".credential-broker-THEIRS": "/bin/sh",
+		".ecr-OTHER":                "/opt/of/yesterday/credential-broker",
+	} {
+		if err := os.Symlink(to, filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(bin, ".credential-broker-FILE"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synced := 0
+	l := linker{now: time.Now, sync: func(string) error { synced++; return nil }}
+	if _, err := l.link(bin, broker, []string{"credential-broker"}); err != nil {
+		t.Fatal(err)
+	}
+	const others = ".credential-broker-FILE>. .credential-broker-THEIRS>sh .ecr-OTHER>credential-broker credential-broker>credential-broker"
+	if got := names(t, bin); got != strings.Replace(others, " .credential-broker-T", " .credential-broker-OURS>credential-broker .credential-broker-T", 1) {
+		t.Errorf("another run may be at work on it: %s", got)
+	}
+	l.now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	if _, err := l.link(bin, broker, []string{"credential-broker"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(t, bin); got != others || synced != 2 {
+		t.Errorf("synced %d times: %s", synced, got)
 	}
 }
 

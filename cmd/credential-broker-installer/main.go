@@ -55,9 +55,9 @@ func newRoot(log *slog.Logger) *cobra.Command {
 		removeCommand(opts),
 		&cobra.Command{
 			Use:   "status",
-			Short: "Say whether the host is as it should be, for a probe: exit 1 and the reason if not",
+			Short: "Say whether the host is as it should be, for a probe: exit 1 and the reason if not; a note where it works and something is to be decided",
 			Args:  cobra.NoArgs,
-			RunE:  func(*cobra.Command, []string) error { return opts.readStatus() },
+			RunE:  func(cmd *cobra.Command, _ []string) error { return opts.readStatus(cmd.OutOrStdout()) },
 		},
 		&cobra.Command{
 			Use:   "alive",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -54,7 +55,7 @@ func (o *options) watch(ctx context.Context, i *install.Installer, interval, ver
 		}
 	}
 	// A pod's emptyDir outlives its containers: what the one before said is not said of this one.
-	for _, name := range []string{"status", "pulse"} {
+	for _, name := range []string{"status", "note", "pulse"} {
 		if err := os.Remove(filepath.Join(o.state, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -73,7 +74,7 @@ func (o *options) watch(ctx context.Context, i *install.Installer, interval, ver
 				next = time.Now().Add(min(retryAfter, verify))
 				o.log.Error("the host is not as it should be", "error", err)
 			}
-			said = o.report(i, err, said)
+			said = o.report(i, err, i.Unclaimed(), said)
 		}
 		if err := o.write("pulse", ""); err != nil {
 			return err
@@ -87,12 +88,13 @@ func (o *options) watch(ctx context.Context, i *install.Installer, interval, ver
 }
 
 // report tells the probes, and what the platform has to set whenever that has changed.
-func (o *options) report(i *install.Installer, err error, said string) string {
+func (o *options) report(i *install.Installer, err error, note, said string) string {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if err := o.write("status", text); err != nil {
+	// The note first: who finds the status finds the note that belongs to it.
+	if err := errors.Join(o.write("note", note), o.write("status", text)); err != nil {
 		o.log.Error("tell the probes", "error", err)
 	}
 	flags := strings.Join(i.Flags(), " ")
@@ -122,7 +124,7 @@ func removeCommand(opts *options) *cobra.Command {
 						return err
 					}
 					removed = err == nil
-					_ = opts.report(i, err, strings.Join(i.Flags(), " ")) // nothing is to be said of flags
+					_ = opts.report(i, err, "", strings.Join(i.Flags(), " ")) // nothing is to be said of flags
 					if err != nil {
 						opts.log.Error("not everything is removed", "error", err)
 					}
@@ -154,8 +156,11 @@ func (o *options) write(name, text string) error {
 	return os.Rename(path+".new", path)
 }
 
-// readStatus is the readiness probe: what the last run said.
-func (o *options) readStatus() error {
+// readStatus is the readiness probe: what the last run said. What works, and should be known, does not keep a pod from being ready.
+func (o *options) readStatus(out io.Writer) error {
+	if note, err := os.ReadFile(filepath.Join(o.state, "note")); err == nil && len(note) > 0 {
+		fmt.Fprintf(out, "note: %s\n", note)
+	}
 	text, err := os.ReadFile(filepath.Join(o.state, "status"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

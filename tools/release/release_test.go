@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -200,6 +201,68 @@ func TestWhatSomebodyBuiltForThemselvesIsNoRelease(t *testing.T) {
 	if _, err := readPrograms(t.Context(), built, "../.."); err == nil || !strings.Contains(err.Error(), "-tags=mine") {
 		t.Errorf("got %v, want a word of -tags=mine", err)
 	}
+}
+
+// TestATagIsReleasedWithManifestsOfItsVersion runs the script in a repository that has little more than the manifests; a release that is not refused gets as far as building.
+func TestATagIsReleasedWithManifestsOfItsVersion(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the script needs a shell")
+	}
+	dir := t.TempDir()
+	const chart, daemonSet = "examples/kubernetes/helm/credential-broker/Chart.yaml", "examples/kubernetes/kustomize/base/daemonset.yaml"
+	for _, name := range []string{"tools/release.sh", "tools/release/main.go", chart, daemonSet} {
+		content, err := os.ReadFile(filepath.Join("../..", name))
+		if err == nil {
+			err = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), content, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Whoever builds says so, and fails.
+	stub := t.TempDir()
+	if err := os.WriteFile(filepath.Join(stub, "go"), []byte("#!/bin/sh\necho it builds\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := func(program string, args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), program, args...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "VERSION=1.2.3-rc.1+one", "COMMIT=abc", "PATH="+stub+string(filepath.ListSeparator)+os.Getenv("PATH"), "GIT_CONFIG_GLOBAL=/dev/null")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	git := func(args ...string) {
+		t.Helper()
+		if out, err := run("git", append([]string{"-c", "user.name=a", "-c", "user.email=a@example.com"}, args...)...); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	release := func(want string) {
+		t.Helper()
+		if out, err := run("bash", "tools/release.sh"); err == nil || !strings.Contains(out, want) || strings.Contains(out, "it builds") != (want == "it builds") {
+			t.Errorf("%v: want %q: %s", err, want, out)
+		}
+	}
+	git("init", "-q")
+	git("add", ".")
+	git("commit", "-q", "-m", "one")
+	release("it builds") // of no tag: of no version that anybody installs by its name
+	git("tag", "v1.2.3-rc.1+one")
+	release(daemonSet + " has no line:         image: ghcr.io/credential-broker/credential-broker:1.2.3-rc.1-one")
+	if out, err := run("bash", "tools/release.sh", "--prepare", "v1"); err == nil || !strings.Contains(out, "say which version") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := run("bash", "tools/release.sh", "--prepare", "1.2.3-rc.1+one"); err != nil || !strings.Contains(out, "2 files changed") {
+		t.Errorf("%v: %s", err, out)
+	}
+	git("commit", "-q", "-a", "-m", "two")
+	git("tag", "-f", "v1.2.3-rc.1+one")
+	release("it builds")
+	git("rm", "-q", "--cached", "tools/release/main.go")
+	release("commit it, or put it away")
 }
 
 func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
