@@ -202,6 +202,60 @@ func TestWhatSomebodyBuiltForThemselvesIsNoRelease(t *testing.T) {
 	}
 }
 
+func TestWhoeverHasVariablesOfMakesOfTheirOwnMakesNoRelease(t *testing.T) {
+	for _, tt := range []struct {
+		args   []string
+		refuse string // what has to go; empty for nothing
+	}{
+		{nil, ""},
+		{[]string{"-j2", "VERSION=1.0.0", "COMMIT=abc", "PLATFORMS=linux/amd64 linux/arm64"}, ""},
+		{[]string{"GO_STRIP="}, "GO_STRIP="},
+		{[]string{"VERSION=1.0.0", "ENTRY="}, "ENTRY="},
+		{[]string{"GO_BUILD=go build -trimpath -tags grpcnotrace -buildvcs=false"}, "GO_BUILD="},
+		{[]string{"-e"}, "-e"},
+	} {
+		cmd := exec.Command("make", append([]string{"-n", "release"}, tt.args...)...)
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "MAKEFLAGS=")
+		said, err := cmd.CombinedOutput()
+		switch {
+		case tt.refuse == "" && (err != nil || !strings.Contains(string(said), "tools/release.sh")):
+			t.Errorf("make release %q: %v\n%s", tt.args, err, said)
+		case tt.refuse != "" && (err == nil || !strings.Contains(string(said), "leave out "+tt.refuse) || strings.Contains(string(said), "tools/release.sh")):
+			t.Errorf("make release %q: %v, want a word of %s\n%s", tt.args, err, tt.refuse, said)
+		}
+	}
+}
+
+func TestAnExecutableThatWasNotToldItsVersionIsNoRelease(t *testing.T) {
+	for _, platform := range [][2]string{{"linux", "amd64"}, {"linux", "arm64"}, {"windows", "amd64"}} {
+		t.Run(platform[0]+"/"+platform[1], func(t *testing.T) {
+			t.Parallel()
+			// As the Makefile has it, without -X.
+			built := build(t, platform[0], "GOARCH="+platform[1], "GO_BUILD=go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-s -w'")
+			programs, err := readPrograms(t.Context(), built, "../..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// That of a dependency is in every executable.
+			version := strings.TrimPrefix(programs[0].info.Deps[0].Version, "v")
+			if !bytes.Contains(programs[0].content, []byte(version)) {
+				t.Fatalf("no %s in it", version)
+			}
+			err = run(t.Context(), []string{"archive", "-repo", "../..", "-version", version, "-out", t.TempDir(), built})
+			if err == nil || !strings.Contains(err.Error(), "does not hold the version "+version) {
+				t.Errorf("got %v, want a word of the version %s", err, version)
+			}
+			told, err := readPrograms(t.Context(), build(t, platform[0], "GOARCH="+platform[1], "GO_STRIP=-s -w", "VERSION="+version), "../..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ok, err := told[0].holds(version); !ok || err != nil {
+				t.Errorf("told the version %s, it holds it: %t, %v", version, ok, err)
+			}
+		})
+	}
+}
+
 func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
 	at := time.Date(2026, 3, 4, 5, 6, 8, 0, time.FixedZone("somewhere", 5400))
 	entries := []entry{{"bin/b", 0o755, []byte("program")}, {"a", 0o644, nil}, {"bin/a/c", 0o644, []byte("text")}, {"bin/d", fs.ModeSymlink | 0o777, []byte("b")}}
