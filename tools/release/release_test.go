@@ -40,12 +40,17 @@ func build(t *testing.T, goos string, flags ...string) string {
 	return out
 }
 
-// made makes a release of the executables in built, and returns its folder.
-func made(t *testing.T, built string) string {
+func needClone(t *testing.T) {
 	t.Helper()
 	if err := exec.Command("git", "-C", "../..", "rev-parse", "HEAD").Run(); err != nil {
 		t.Skip("a release is of a commit, and this is no clone")
 	}
+}
+
+// made makes a release of the executables in built, and returns its folder.
+func made(t *testing.T, built string) string {
+	t.Helper()
+	needClone(t)
 	out, share := t.TempDir(), t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(share, "man"), 0o755), os.WriteFile(filepath.Join(share, "man", "page.8"), []byte("a page"), 0o600)); err != nil {
 		t.Fatal(err)
@@ -79,6 +84,7 @@ func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkSBOM(t, read(t, out, base+".spdx.json"), read(t, out, base+suffix), programs[0])
+			checkLicences(t, string(unpack(t, read(t, out, base+suffix), base+"/LICENSES-third-party.txt")), programs[0])
 			checkSums(t, out)
 			list := map[string]func(*testing.T, []byte, time.Time) []string{".tar.gz": listTarGz, ".zip": listZip}[suffix]
 			r, err := newRelease(t.Context(), "../..", testVersion, "HEAD", out)
@@ -101,7 +107,10 @@ func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
 	}
 }
 
-// checkSBOM: every module that the executable names is there, with a purl and a licence that is one.
+// known are licences of some modules, as a person reads them.
+var known = map[string]string{"google.golang.org/grpc": "Apache-2.0", "github.com/hashicorp/go-plugin": "MPL-2.0", "github.com/hashicorp/go-hclog": "MIT", "golang.org/x/net": "BSD-3-Clause"}
+
+// checkSBOM: every module that the executable names is there, with its purl and a licence that is one.
 func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 	t.Helper()
 	var doc spdx.Document
@@ -112,7 +121,9 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 		t.Error(err)
 	}
 	found := map[string]bool{}
+	var purls []string
 	ids := map[string]bool{}
+	recognised := 0
 	for _, pkg := range doc.Packages {
 		if id := string(pkg.PackageSPDXIdentifier); ids[id] {
 			t.Errorf("two packages are %s", id)
@@ -120,9 +131,33 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 			ids[id] = true
 		}
 		found[pkg.PackageName+" "+pkg.PackageVersion] = true
-		if valid, bad := spdxexp.ValidateLicenses([]string{pkg.PackageLicenseDeclared}); !valid && pkg.PackageLicenseDeclared != "NOASSERTION" {
-			t.Errorf("%s: licence %s", pkg.PackageName, bad)
+		if pkg.PrimaryPackagePurpose == "LIBRARY" {
+			for _, reference := range pkg.PackageExternalReferences {
+				purls = append(purls, reference.RefType+" "+reference.Locator)
+			}
 		}
+		// A module whose licence is not recognised (NOASSERTION) is for a person to read, and to be named here.
+		if valid, _ := spdxexp.ValidateLicenses([]string{pkg.PackageLicenseDeclared}); !valid {
+			t.Errorf("%s: licence %s", pkg.PackageName, pkg.PackageLicenseDeclared)
+		}
+		if want, ok := known[pkg.PackageName]; ok {
+			recognised++
+			if pkg.PackageLicenseDeclared != want {
+				t.Errorf("%s: licence %s, want %s", pkg.PackageName, pkg.PackageLicenseDeclared, want)
+			}
+		}
+	}
+	if recognised != len(known) {
+		t.Errorf("%d of the %d modules whose licence is known are there", recognised, len(known))
+	}
+	want := []string{"purl pkg:golang/stdlib@" + strings.TrimPrefix(p.info.GoVersion, "go")}
+	for _, dep := range p.info.Deps {
+		want = append(want, "purl pkg:golang/"+dep.Path+"@"+dep.Version)
+	}
+	slices.Sort(purls)
+	slices.Sort(want)
+	if !slices.Equal(purls, want) {
+		t.Errorf("purls %q, want %q", purls, want)
 	}
 	for _, dep := range p.info.Deps {
 		if !found[dep.Path+" "+dep.Version] {
@@ -139,6 +174,37 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 	sum := sha256.Sum256(archive)
 	if got := doc.Packages[0].PackageChecksums[0].Value; got != hex.EncodeToString(sum[:]) {
 		t.Errorf("the archive's digest is not %s", got)
+	}
+}
+
+// checkLicences: every module that the executable names stands above a text, once for each of its files.
+func checkLicences(t *testing.T, text string, p *program) {
+	t.Helper()
+	modules := []string{"stdlib@" + strings.TrimPrefix(p.info.GoVersion, "go")}
+	for _, dep := range p.info.Deps {
+		modules = append(modules, dep.Path+"@"+dep.Version)
+	}
+	times, licensed := map[string]int{}, map[string]bool{}
+	for _, part := range strings.Split(text, "\n"+strings.Repeat("=", 80)+"\n")[1:] {
+		owners, terms, ok := strings.Cut(part, strings.Repeat("-", 80)+"\n\n")
+		if !ok || len(strings.TrimSpace(terms)) < 100 {
+			t.Errorf("%q stands above no text", owners)
+		}
+		for owner := range strings.Lines(owners) {
+			module, file, _ := strings.Cut(strings.TrimSpace(owner), " ")
+			if !slices.Contains(modules, module) {
+				t.Errorf("%s is not linked in", module)
+			}
+			licensed[module] = licensed[module] || isLicence(file)
+			if times[owner]++; times[owner] > 1 {
+				t.Errorf("%q stands there again", owner)
+			}
+		}
+	}
+	for _, module := range modules {
+		if !licensed[module] {
+			t.Errorf("%s has no licence's text", module)
+		}
 	}
 }
 
@@ -230,6 +296,7 @@ func TestAnExecutableThatWasNotToldItsVersionIsNoRelease(t *testing.T) {
 	for _, platform := range [][2]string{{"linux", "amd64"}, {"linux", "arm64"}, {"windows", "amd64"}} {
 		t.Run(platform[0]+"/"+platform[1], func(t *testing.T) {
 			t.Parallel()
+			needClone(t)
 			// As the Makefile has it, without -X.
 			built := build(t, platform[0], "GOARCH="+platform[1], "GO_BUILD=go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-s -w'")
 			programs, err := readPrograms(t.Context(), built, "../..")
@@ -301,6 +368,35 @@ func listTarGz(t *testing.T, packed []byte, at time.Time) (list []string) {
 			t.Errorf("%s: owner %d:%d, time %s", header.Name, header.Uid, header.Gid, header.ModTime)
 		}
 		list = append(list, header.Name+" "+header.FileInfo().Mode().String())
+	}
+}
+
+// unpack reads one file of an archive of either kind.
+func unpack(t *testing.T, packed []byte, path string) []byte {
+	t.Helper()
+	if zipped, err := zip.NewReader(bytes.NewReader(packed), int64(len(packed))); err == nil {
+		content, err := fs.ReadFile(zipped, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content
+	}
+	uncompressed, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reader := tar.NewReader(uncompressed); ; {
+		header, err := reader.Next()
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if header.Name == path {
+			content, err := io.ReadAll(reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return content
+		}
 	}
 }
 
