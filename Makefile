@@ -114,7 +114,11 @@ image: ## Build the DaemonSet's container image, dist/credential-broker-image-*.
 	go -C tools run ./image --out "$(CURDIR)/$(IMAGE)" --version '$(VERSION)' \
 	  --created "$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo 1970-01-01T00:00:00Z)" "$${parts[@]}"
 
+# An executable does not say with which flags of the linker it was built, so whoever would have others is refused here: variables of the command line, and the environment's with -e, go before the ones above.
+space := $() $()
+MINE   = $(strip $(filter-out VERSION=% COMMIT=% PLATFORMS=%,$(subst \$(space),_,$(MAKEOVERRIDES))) $(if $(findstring e,$(firstword -$(MAKEFLAGS))),-e))
 release: ## Build what is released into dist/: archives, SBOMs, provenance, checksums (PLATFORMS=; docs/release.md)
+	@$(if $(MINE),$(error a release is built with nothing of one's own but VERSION, COMMIT and PLATFORMS: leave out $(MINE)))
 	@VERSION='$(VERSION)' COMMIT='$(COMMIT)' tools/release.sh
 
 release-check: ## Make the release twice, in two clones that differ in all they may, and compare the bytes (the second compiles everything anew)

@@ -96,7 +96,7 @@ for platform in $platforms; do
   GOOS=${platform%/*} GOARCH=${platform#*/} "$make" build OUT="$out"
   if [ "$platform" = "$(go env GOHOSTOS)/$(go env GOHOSTARCH)" ]; then
     # The helpers of backends say it in their one error, which a person gets who starts them.
-    for program in "$out"/credential-broker "$out"/backends/*; do
+    for program in "$out"/credential-broker{,-installer} "$out"/backends/*; do
       said=$("$program" "$([ "${program##*/}" = credential-broker ] && echo version || echo --version)" </dev/null 2>&1) || true
       grep -qF " $VERSION" <<<"$said" || { echo "${program##*/} does not say that it is version $VERSION: $said" >&2; exit 1; }
     done

@@ -9,7 +9,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -124,9 +123,11 @@ func (r *release) archive(ctx context.Context, built, share string) error {
 		return err
 	}
 	for _, p := range programs {
-		// The linker says nothing of a variable that is not there.
-		if !bytes.Contains(p.content, []byte(r.version)) {
-			return fmt.Errorf("%s: does not hold the version %s: its main package needs a variable `version`", p.path, r.version)
+		// The linker says nothing of a variable that is not there, and an executable nothing of the linker's flags.
+		if told, err := p.holds(r.version); err != nil {
+			return err
+		} else if !told {
+			return fmt.Errorf("%s: does not hold the version %s: its main package needs a variable `version` that it uses, which the Makefile has the linker set", p.path, r.version)
 		}
 		entries = append(entries, entry{path: p.path, mode: 0o755, content: p.content})
 	}

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"debug/buildinfo"
+	"debug/elf"
+	"debug/pe"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,7 +39,7 @@ func (p *program) setting(key string) string {
 func (p *program) command() string { return path.Base(p.info.Path) }
 
 // wanted are the settings with which a release is built; those with an empty value are the platform's. An executable that says anything else was built with flags or variables of somebody's
-// own, and nobody else would get the same.
+// own, and nobody else would get the same. None says its -ldflags (Go leaves them out under -trimpath: https://go.dev/issue/52372), so that the Makefile refuses whoever sets others.
 var wanted = map[string]string{
 	"-buildmode": "exe", "-compiler": "gc", "-tags": "grpcnotrace", "-trimpath": "true", "CGO_ENABLED": "0", "GOOS": "", "GOARCH": "", "GOAMD64": "v1", "GOARM64": "v8.0", "DefaultGODEBUG": "",
 }
@@ -123,6 +126,57 @@ func readProgram(file string) (*program, error) {
 		return nil, fmt.Errorf("%s: was built without -trimpath: use `make release`", file)
 	}
 	return &program{content: content, info: info}, nil
+}
+
+// holds says whether a variable of the executable is this text, as the linker's -X leaves it: its address and its length stand somewhere. The text itself may be there for another reason:
+// dependencies have versions, too, which stand in the build information and in constants.
+func (p *program) holds(text string) (bool, error) {
+	segments, err := segmentsOf(p.content)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", p.path, err)
+	}
+	for _, s := range segments {
+		within := p.content[min(s.offset, uint64(len(p.content))):min(s.offset+s.size, uint64(len(p.content)))]
+		for at := 0; ; at++ {
+			next := bytes.Index(within[at:], []byte(text))
+			if next < 0 {
+				break
+			}
+			at += next
+			header := binary.LittleEndian.AppendUint64(nil, s.address+uint64(at))
+			if bytes.Contains(p.content, binary.LittleEndian.AppendUint64(header, uint64(len(text)))) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// segment is a part of an executable that is loaded to an address.
+type segment struct{ offset, size, address uint64 }
+
+// segmentsOf reads them of the formats that are released, whose machines are all 64 bits wide and little-endian.
+func segmentsOf(content []byte) (segments []segment, err error) {
+	if file, err := elf.NewFile(bytes.NewReader(content)); err == nil {
+		for _, p := range file.Progs {
+			if p.Type == elf.PT_LOAD {
+				segments = append(segments, segment{p.Off, p.Filesz, p.Vaddr})
+			}
+		}
+		return segments, nil
+	}
+	file, err := pe.NewFile(bytes.NewReader(content))
+	if err != nil {
+		return nil, errors.New("is neither an ELF nor a PE file, and nothing else is released")
+	}
+	header, ok := file.OptionalHeader.(*pe.OptionalHeader64)
+	if !ok {
+		return nil, errors.New("is no PE file of 64 bits, and nothing else is released")
+	}
+	for _, s := range file.Sections {
+		segments = append(segments, segment{uint64(s.Offset), uint64(s.Size), header.ImageBase + uint64(s.VirtualAddress)})
+	}
+	return segments, nil
 }
 
 // localPaths are the folders of this machine whose names no executable may hold. A folder just below the root says nothing: its name may well occur.

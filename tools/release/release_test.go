@@ -41,12 +41,17 @@ func build(t *testing.T, goos string, flags ...string) string {
 	return out
 }
 
-// made makes a release of the executables in built, and returns its folder.
-func made(t *testing.T, built string) string {
+func needClone(t *testing.T) {
 	t.Helper()
 	if err := exec.Command("git", "-C", "../..", "rev-parse", "HEAD").Run(); err != nil {
 		t.Skip("a release is of a commit, and this is no clone")
 	}
+}
+
+// made makes a release of the executables in built, and returns its folder.
+func made(t *testing.T, built string) string {
+	t.Helper()
+	needClone(t)
 	out, share := t.TempDir(), t.TempDir()
 	if err := errors.Join(os.Mkdir(filepath.Join(share, "man"), 0o755), os.WriteFile(filepath.Join(share, "man", "page.8"), []byte("a page"), 0o600)); err != nil {
 		t.Fatal(err)
@@ -80,6 +85,7 @@ func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
 				t.Fatal(err)
 			}
 			checkSBOM(t, read(t, out, base+".spdx.json"), read(t, out, base+suffix), programs[0])
+			checkLicences(t, string(unpack(t, read(t, out, base+suffix), base+"/LICENSES-third-party.txt")), programs[0])
 			checkSums(t, out)
 			list := map[string]func(*testing.T, []byte, time.Time) []string{".tar.gz": listTarGz, ".zip": listZip}[suffix]
 			r, err := newRelease(t.Context(), "../..", testVersion, "HEAD", out)
@@ -102,7 +108,10 @@ func TestAReleaseIsWhatItsExecutablesSay(t *testing.T) {
 	}
 }
 
-// checkSBOM: every module that the executable names is there, with a purl and a licence that is one.
+// known are licences of some modules, as a person reads them.
+var known = map[string]string{"google.golang.org/grpc": "Apache-2.0", "github.com/hashicorp/go-plugin": "MPL-2.0", "github.com/hashicorp/go-hclog": "MIT", "golang.org/x/net": "BSD-3-Clause"}
+
+// checkSBOM: every module that the executable names is there, with its purl and a licence that is one.
 func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 	t.Helper()
 	var doc spdx.Document
@@ -113,7 +122,9 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 		t.Error(err)
 	}
 	found := map[string]bool{}
+	var purls []string
 	ids := map[string]bool{}
+	recognised := 0
 	for _, pkg := range doc.Packages {
 		if id := string(pkg.PackageSPDXIdentifier); ids[id] {
 			t.Errorf("two packages are %s", id)
@@ -121,9 +132,33 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 			ids[id] = true
 		}
 		found[pkg.PackageName+" "+pkg.PackageVersion] = true
-		if valid, bad := spdxexp.ValidateLicenses([]string{pkg.PackageLicenseDeclared}); !valid && pkg.PackageLicenseDeclared != "NOASSERTION" {
-			t.Errorf("%s: licence %s", pkg.PackageName, bad)
+		if pkg.PrimaryPackagePurpose == "LIBRARY" {
+			for _, reference := range pkg.PackageExternalReferences {
+				purls = append(purls, reference.RefType+" "+reference.Locator)
+			}
 		}
+		// A module whose licence is not recognised (NOASSERTION) is for a person to read, and to be named here.
+		if valid, _ := spdxexp.ValidateLicenses([]string{pkg.PackageLicenseDeclared}); !valid {
+			t.Errorf("%s: licence %s", pkg.PackageName, pkg.PackageLicenseDeclared)
+		}
+		if want, ok := known[pkg.PackageName]; ok {
+			recognised++
+			if pkg.PackageLicenseDeclared != want {
+				t.Errorf("%s: licence %s, want %s", pkg.PackageName, pkg.PackageLicenseDeclared, want)
+			}
+		}
+	}
+	if recognised != len(known) {
+		t.Errorf("%d of the %d modules whose licence is known are there", recognised, len(known))
+	}
+	want := []string{"purl pkg:golang/stdlib@" + strings.TrimPrefix(p.info.GoVersion, "go")}
+	for _, dep := range p.info.Deps {
+		want = append(want, "purl pkg:golang/"+dep.Path+"@"+dep.Version)
+	}
+	slices.Sort(purls)
+	slices.Sort(want)
+	if !slices.Equal(purls, want) {
+		t.Errorf("purls %q, want %q", purls, want)
 	}
 	for _, dep := range p.info.Deps {
 		if !found[dep.Path+" "+dep.Version] {
@@ -140,6 +175,37 @@ func checkSBOM(t *testing.T, bill, archive []byte, p *program) {
 	sum := sha256.Sum256(archive)
 	if got := doc.Packages[0].PackageChecksums[0].Value; got != hex.EncodeToString(sum[:]) {
 		t.Errorf("the archive's digest is not %s", got)
+	}
+}
+
+// checkLicences: every module that the executable names stands above a text, once for each of its files.
+func checkLicences(t *testing.T, text string, p *program) {
+	t.Helper()
+	modules := []string{"stdlib@" + strings.TrimPrefix(p.info.GoVersion, "go")}
+	for _, dep := range p.info.Deps {
+		modules = append(modules, dep.Path+"@"+dep.Version)
+	}
+	times, licensed := map[string]int{}, map[string]bool{}
+	for _, part := range strings.Split(text, "\n"+strings.Repeat("=", 80)+"\n")[1:] {
+		owners, terms, ok := strings.Cut(part, strings.Repeat("-", 80)+"\n\n")
+		if !ok || len(strings.TrimSpace(terms)) < 100 {
+			t.Errorf("%q stands above no text", owners)
+		}
+		for owner := range strings.Lines(owners) {
+			module, file, _ := strings.Cut(strings.TrimSpace(owner), " ")
+			if !slices.Contains(modules, module) {
+				t.Errorf("%s is not linked in", module)
+			}
+			licensed[module] = licensed[module] || isLicence(file)
+			if times[owner]++; times[owner] > 1 {
+				t.Errorf("%q stands there again", owner)
+			}
+		}
+	}
+	for _, module := range modules {
+		if !licensed[module] {
+			t.Errorf("%s has no licence's text", module)
+		}
 	}
 }
 
@@ -265,6 +331,61 @@ func TestATagIsReleasedWithManifestsOfItsVersion(t *testing.T) {
 	release("commit it, or put it away")
 }
 
+func TestWhoeverHasVariablesOfMakesOfTheirOwnMakesNoRelease(t *testing.T) {
+	for _, tt := range []struct {
+		args   []string
+		refuse string // what has to go; empty for nothing
+	}{
+		{nil, ""},
+		{[]string{"-j2", "VERSION=1.0.0", "COMMIT=abc", "PLATFORMS=linux/amd64 linux/arm64"}, ""},
+		{[]string{"GO_STRIP="}, "GO_STRIP="},
+		{[]string{"VERSION=1.0.0", "ENTRY="}, "ENTRY="},
+		{[]string{"GO_BUILD=go build -trimpath -tags grpcnotrace -buildvcs=false"}, "GO_BUILD="},
+		{[]string{"-e"}, "-e"},
+	} {
+		cmd := exec.Command("make", append([]string{"-n", "release"}, tt.args...)...)
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "MAKEFLAGS=")
+		said, err := cmd.CombinedOutput()
+		switch {
+		case tt.refuse == "" && (err != nil || !strings.Contains(string(said), "tools/release.sh")):
+			t.Errorf("make release %q: %v\n%s", tt.args, err, said)
+		case tt.refuse != "" && (err == nil || !strings.Contains(string(said), "leave out "+tt.refuse) || strings.Contains(string(said), "tools/release.sh")):
+			t.Errorf("make release %q: %v, want a word of %s\n%s", tt.args, err, tt.refuse, said)
+		}
+	}
+}
+
+func TestAnExecutableThatWasNotToldItsVersionIsNoRelease(t *testing.T) {
+	for _, platform := range [][2]string{{"linux", "amd64"}, {"linux", "arm64"}, {"windows", "amd64"}} {
+		t.Run(platform[0]+"/"+platform[1], func(t *testing.T) {
+			t.Parallel()
+			needClone(t)
+			// As the Makefile has it, without -X.
+			built := build(t, platform[0], "GOARCH="+platform[1], "GO_BUILD=go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags '-s -w'")
+			programs, err := readPrograms(t.Context(), built, "../..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// That of a dependency is in every executable.
+			version := strings.TrimPrefix(programs[0].info.Deps[0].Version, "v")
+			if !bytes.Contains(programs[0].content, []byte(version)) {
+				t.Fatalf("no %s in it", version)
+			}
+			err = run(t.Context(), []string{"archive", "-repo", "../..", "-version", version, "-out", t.TempDir(), built})
+			if err == nil || !strings.Contains(err.Error(), "does not hold the version "+version) {
+				t.Errorf("got %v, want a word of the version %s", err, version)
+			}
+			told, err := readPrograms(t.Context(), build(t, platform[0], "GOARCH="+platform[1], "GO_STRIP=-s -w", "VERSION="+version), "../..")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ok, err := told[0].holds(version); !ok || err != nil {
+				t.Errorf("told the version %s, it holds it: %t, %v", version, ok, err)
+			}
+		})
+	}
+}
+
 func TestArchivesDependOnNothingButTheirFiles(t *testing.T) {
 	at := time.Date(2026, 3, 4, 5, 6, 8, 0, time.FixedZone("somewhere", 5400))
 	entries := []entry{{"bin/b", 0o755, []byte("program")}, {"a", 0o644, nil}, {"bin/a/c", 0o644, []byte("text")}, {"bin/d", fs.ModeSymlink | 0o777, []byte("b")}}
@@ -310,6 +431,35 @@ func listTarGz(t *testing.T, packed []byte, at time.Time) (list []string) {
 			t.Errorf("%s: owner %d:%d, time %s", header.Name, header.Uid, header.Gid, header.ModTime)
 		}
 		list = append(list, header.Name+" "+header.FileInfo().Mode().String())
+	}
+}
+
+// unpack reads one file of an archive of either kind.
+func unpack(t *testing.T, packed []byte, path string) []byte {
+	t.Helper()
+	if zipped, err := zip.NewReader(bytes.NewReader(packed), int64(len(packed))); err == nil {
+		content, err := fs.ReadFile(zipped, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return content
+	}
+	uncompressed, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for reader := tar.NewReader(uncompressed); ; {
+		header, err := reader.Next()
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if header.Name == path {
+			content, err := io.ReadAll(reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return content
+		}
 	}
 }
 

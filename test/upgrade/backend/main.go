@@ -1,5 +1,5 @@
 // Command backend is a backend of another release: credential-backend-first has the methods that a backend needs and no more, credential-backend-later all that a later protocol has, and says more than today's broker knows. What
-// it is asked it notes in the file that ASKED names. An image with "tired" in it fails in a way that only a later broker knows.
+// it is asked it notes in the file that ASKED names. The later one fails for an image with "tired" in it, in a way that only a later broker knows, and for one with "refused", in one that all know.
 package main
 
 import (
@@ -33,6 +33,12 @@ var later = map[string]string{
 	"Foresee":        ``,
 }
 
+// laterFails are its answers for an image with such a word in it.
+var laterFails = map[string]string{
+	"tired":   `later: "x" error {kind: KIND_TIRED message: "tired today"}`,
+	"refused": `later: "x" error {kind: KIND_REFUSED message: "refused today"}`,
+}
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -41,9 +47,9 @@ func main() {
 }
 
 func run() error {
-	answers, load := first, upgrade.First
+	answers, failures, load := first, map[string]string(nil), upgrade.First
 	if strings.HasSuffix(os.Args[0], "later") {
-		answers, load = later, upgrade.Later
+		answers, failures, load = later, laterFails, upgrade.Later
 	}
 	protocol, err := load()
 	if err != nil {
@@ -81,8 +87,10 @@ func run() error {
 	}
 	protocol.Register(server, has, func(method string, request *dynamicpb.Message) (string, error) {
 		note(method)
-		if method == "GetCredentials" && strings.Contains(request.String(), "tired") {
-			return `later: "x" error {kind: KIND_TIRED message: "tired today"}`, nil
+		for image, failure := range failures {
+			if method == "GetCredentials" && strings.Contains(request.String(), image) {
+				return failure, nil
+			}
 		}
 		return answers[method], nil
 	})
