@@ -90,10 +90,17 @@ inside dpkg -P credential-broker
 step 'the units, where systemd is the first process'
 cp "$one"/*.deb "$work/booted/one.deb" && cp "$next"/*.deb "$work/booted/next.deb"
 cp tools/package/booted.sh "$work/booted/booted.sh"
+mkdir "$work/booted/opt/providers" # each backend's sources are stood up in it
+(cd test/packages && CGO_ENABLED=0 go build -o "$work/booted/opt/providers/" ./providers)
+nspawn=(--quiet --register=no --keep-unit --private-network --boot --directory="$work/booted")
+vault=$(go run ./test/vaultserver/build -built)
+if [ -n "$vault" ]; then nspawn+=(--bind-ro="$vault:/opt/vault"); fi
+# What the unit locks memory by, and containers have not.
+if ((0x$(awk '$1 == "CapEff:" { print $2 }' /proc/self/status) >> 14 & 1)); then nspawn+=(--capability=CAP_IPC_LOCK); fi
 printf '[Service]\nType=idle\nExecStart=/bin/bash /booted.sh\nExecStopPost=/bin/systemctl poweroff\nStandardOutput=file:/result\nStandardError=inherit\n' >"$work/booted/etc/systemd/system/booted.service"
 mkdir -p "$work/booted/etc/systemd/system/multi-user.target.wants"
 ln -s ../booted.service "$work/booted/etc/systemd/system/multi-user.target.wants/"
-timeout 300 systemd-nspawn --quiet --register=no --keep-unit --private-network --boot --directory="$work/booted" >"$work/console" 2>&1 || tail -n 20 "$work/console"
+timeout 300 systemd-nspawn "${nspawn[@]}" >"$work/console" 2>&1 || tail -n 20 "$work/console"
 cat "$work/booted/result"
 grep -qx 'all of the units came off' "$work/booted/result" || fail 'the units do not do what is promised of them'
 

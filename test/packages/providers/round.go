@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
@@ -17,23 +19,33 @@ import (
 
 const unit = "credential-broker.service"
 
-// dropIn is where a round's change of the unit is.
-const dropIn = "/etc/systemd/system/" + unit + ".d/round.conf"
+// dropIns is where a round's change of the unit is.
+const dropIns = "/etc/systemd/system/" + unit + ".d"
+
+// restore makes the unit what it was.
+func restore() error {
+	if err := os.RemoveAll(dropIns); err != nil {
+		return err
+	}
+	_, err := run("systemctl", "daemon-reload")
+	return err
+}
 
 // round starts the agent as a unit with that change, has it answer for each provider, and stops it.
-func (s *sources) round(title, change string) error {
+func (s *sources) round(title, change string) (err error) {
 	fmt.Printf("every backend under the unit: %s\n", title)
-	if err := errors.Join(os.RemoveAll(filepath.Dir(dropIn)), os.RemoveAll("/tmp/kept-by-a-provider")); err != nil {
+	if err := errors.Join(os.RemoveAll(kept), os.RemoveAll(logFile)); err != nil {
 		return err
 	}
 	if change != "" {
-		if _, err := file(dropIn, "", 0o644, change); err != nil {
+		if _, err := file(filepath.Join(dropIns, "round.conf"), "", 0o644, change); err != nil {
 			return err
 		}
 	}
 	if _, err := run("systemctl", "daemon-reload"); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, restore()) }()
 	if _, err := run("systemctl", "start", "credential-broker.socket"); err != nil {
 		return err
 	}
@@ -50,7 +62,7 @@ func (s *sources) round(title, change string) error {
 			failures = append(failures, fmt.Errorf("provider %s: %w", p.name, err))
 		}
 	}
-	return errors.Join(append(failures, s.processes(), s.end())...)
+	return errors.Join(append(failures, s.processes(), observed(), s.end())...)
 }
 
 // ask gets an answer for a provider's image through the agent, and tries it.
@@ -143,6 +155,24 @@ func (s *sources) processes() error {
 	return errors.Join(failures...)
 }
 
+// observed says whether the agent is heard in the ways that are configured besides the journal.
+func observed() error {
+	answer, err := http.Get("http://" + metrics + "/metrics") //nolint:noctx // a program that is watched by whoever runs it
+	if err != nil {
+		return err
+	}
+	defer func() { _ = answer.Body.Close() }()
+	text, err := io.ReadAll(answer.Body)
+	if err == nil && !bytes.Contains(text, []byte("credential_broker_")) {
+		err = fmt.Errorf("no metrics at %s", metrics)
+	}
+	log, failure := os.ReadFile(logFile)
+	if failure == nil && !bytes.Contains(log, []byte("the agent serves")) {
+		failure = fmt.Errorf("%s does not say that the agent serves", logFile)
+	}
+	return errors.Join(err, failure)
+}
+
 // died is what the agent logs of a process that was killed. Whoever is killed for a system call is said to have ended by that.
 var died = regexp.MustCompile(`SIGSYS|bad system call|code=dumped|code=killed|a backend has ended|did not end`)
 
@@ -174,7 +204,7 @@ func (s *sources) end() error {
 	if err = errors.Join(err, failure); len(failed) != 0 {
 		err = errors.Join(err, fmt.Errorf("failed units: %s", failed))
 	}
-	if _, missing := os.Stat("/tmp/kept-by-a-provider"); missing != nil {
+	if _, missing := os.Stat(kept); missing != nil {
 		err = errors.Join(err, fmt.Errorf("what a provider keeps in /tmp is not there for one that is started without the agent: %w", missing))
 	}
 	return err

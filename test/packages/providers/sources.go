@@ -24,6 +24,9 @@ type object = map[string]any
 // Where things are, in the system that is thrown away.
 const (
 	etc       = "/etc/credential-broker"
+	kept      = "/tmp/kept-by-a-provider"
+	logFile   = "/var/log/credential-broker.log"
+	metrics   = "127.0.0.1:9477"
 	opt       = "/opt/providers" // of programs; this one is in it too
 	userName  = "nobody"
 	userHome  = "/home/puller"
@@ -140,10 +143,10 @@ set -euo pipefail
 read -r request
 [[ $request == *'"image":"script.example/app"'* ]]
 [[ $(getent ahosts %s) == 127.0.0.1* ]]
-date >/tmp/kept-by-a-provider
-date >~/kept-by-a-provider
+date >%s
+date >~/kept
 echo '%s'
-`, proxyName, legacyAnswer("script.example")))
+`, proxyName, kept, legacyAnswer("script.example")))
 	if err != nil {
 		return err
 	}
@@ -225,7 +228,7 @@ func (s *sources) azure() error {
 	for _, id := range []string{machine.Identities()[0].ObjectID, bySecret.ObjectID, byAWS.ObjectID} {
 		c.GrantAcrPull(azureHost, id)
 	}
-	kept, err := file(etc+"/azure-secret", userName, 0o400, secret)
+	secretFile, err := file(etc+"/azure-secret", userName, 0o400, secret)
 	if err != nil {
 		return err
 	}
@@ -233,7 +236,7 @@ func (s *sources) azure() error {
 		return object{"tenantID": tenant, "clientID": p.ClientID, proof: setting}
 	}
 	s.add(provider{name: "acr-managed", backend: "acr", image: azureHost + "/managed", env: machine.Environ()})
-	s.add(provider{name: "acr-secret", backend: "acr", user: userName, image: azureHost + "/secret", config: as(bySecret, "clientSecretFile", kept)})
+	s.add(provider{name: "acr-secret", backend: "acr", user: userName, image: azureHost + "/secret", config: as(bySecret, "clientSecretFile", secretFile)})
 	s.add(provider{name: "acr-by-aws", backend: "acr", user: userName, image: azureHost + "/aws", env: append(keys.Environ(), "AWS_REGION=eu-west-1"), config: as(byAWS, "webIdentity", object{"aws": object{}})})
 	return nil
 }
@@ -296,16 +299,16 @@ func (s *sources) configure() error {
 			name, value, _ := strings.Cut(variable, "=")
 			env = append(env, object{"name": name, "value": value})
 		}
-		entry := object{"name": p.name, "backend": p.backend, "matchImages": []string{p.image}}
-		for field, value := range map[string]any{"env": env, "inheritEnv": p.inherit, "config": p.config} {
-			entry[field] = value
-		}
+		entry := object{"name": p.name, "backend": p.backend, "matchImages": []string{p.image}, "env": env, "inheritEnv": p.inherit, "config": p.config}
 		if p.user != "" {
 			entry["user"] = p.user
 		}
 		all = append(all, entry)
 	}
-	config, err := json.MarshalIndent(object{"apiVersion": "credential-broker.io/v1alpha1", "kind": "BrokerConfig", "agent": object{"socket": "/run/credential-broker/agent.sock"}, "providers": all}, "", " ")
+	config, err := json.MarshalIndent(object{
+		"apiVersion": "credential-broker.io/v1alpha1", "kind": "BrokerConfig", "providers": all,
+		"agent": object{"socket": "/run/credential-broker/agent.sock", "metrics": metrics}, "log": object{"file": logFile},
+	}, "", " ")
 	if err != nil {
 		return err
 	}
