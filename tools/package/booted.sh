@@ -63,7 +63,6 @@ credential-broker status | grep -q '^agent 999' || fail 'the successor is not of
 get
 ended 'as a successor'
 
-useradd --create-home --home-dir /home/puller puller
 vault=()
 if [ -e /opt/vault ]; then vault=(-vault /opt/vault); fi
 /opt/providers/providers "${vault[@]}" || fail 'a backend does not do its job under the unit'

@@ -33,7 +33,7 @@ func restore() error {
 
 // round starts the agent as a unit with that change, has it answer for each provider, and stops it.
 func (s *sources) round(title, change string) (err error) {
-	fmt.Printf("every backend under the unit: %s\n", title)
+	fmt.Fprintf(os.Stdout, "every backend under the unit: %s\n", title)
 	if err := errors.Join(os.RemoveAll(kept), os.RemoveAll(logFile)); err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (s *sources) round(title, change string) (err error) {
 		if killed := p.filtered && change != ""; killed && err == nil {
 			err = errors.New("it made a call that is filtered, and was not killed: the round shows nothing")
 		} else if killed && strings.Contains(err.Error(), "bad system call") {
-			fmt.Printf("  %-18s killed, as it should be: %s\n", p.name, strings.TrimSpace(err.Error()))
+			fmt.Fprintf(os.Stdout, "  %-18s killed, as it should be: %s\n", p.name, strings.TrimSpace(err.Error()))
 			continue
 		}
 		if err != nil {
@@ -103,7 +103,7 @@ func (s *sources) ask(p provider) error {
 	if as == "" {
 		as = "root"
 	}
-	fmt.Printf("  %-18s as %-7s good for %s\n", p.name, as, p.image)
+	fmt.Fprintf(os.Stdout, "  %-18s as %-7s good for %s\n", p.name, as, p.image)
 	return nil
 }
 
@@ -157,7 +157,7 @@ func (s *sources) processes() error {
 
 // observed says whether the agent is heard in the ways that are configured besides the journal.
 func observed() error {
-	answer, err := http.Get("http://" + metrics + "/metrics") //nolint:noctx // a program that is watched by whoever runs it
+	answer, err := http.Get("http://" + metrics + "/metrics")
 	if err != nil {
 		return err
 	}

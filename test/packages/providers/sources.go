@@ -97,6 +97,9 @@ func (s *sources) add(p provider) {
 }
 
 func standUp(vault string) (*sources, error) {
+	if _, err := run("useradd", "--create-home", "--home-dir", userHome, homeOwner); err != nil {
+		return nil, err
+	}
 	s := &sources{}
 	stop, err := serveDNS()
 	if err != nil {
@@ -108,7 +111,7 @@ func standUp(vault string) (*sources, error) {
 	}
 	s.closers = append(s.closers, s.cloud.Close)
 	if vault == "" {
-		fmt.Println("NOT RUN: backend vault under the unit: the Vault server is not built on this machine: make vault-server")
+		fmt.Fprintln(os.Stdout, "NOT RUN: backend vault under the unit: the Vault server is not built on this machine: make vault-server")
 	} else {
 		if s.vault, err = vaultserver.Start(vaultserver.Options{Executable: vault}); err != nil {
 			return nil, err
@@ -334,7 +337,7 @@ func (s *sources) configure() error {
 
 // file writes a file of a user's, root's for none, and gives its path. Folders that it makes belong to that user too.
 func file(path, owner string, mode fs.FileMode, content string) (string, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // programs are reached by it
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
 	}
 	if err := os.WriteFile(path, []byte(content), mode); err != nil {
