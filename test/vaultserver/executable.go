@@ -42,13 +42,16 @@ func cached() (string, error) {
 	return filepath.Join(cache, "credential-broker", "vault-"+name, "vault"+extension()), nil
 }
 
-// isBuilt says whether the server is there.
-func isBuilt() bool {
+// Built gives the path of the server that this machine has; empty: Executable would have to build it.
+func Built() string {
 	file, err := cached()
 	if err == nil {
 		_, err = os.Stat(file)
 	}
-	return err == nil
+	if err != nil {
+		return ""
+	}
+	return file
 }
 
 // built gives the server in file, made by build unless it is there.

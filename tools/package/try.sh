@@ -54,7 +54,7 @@ done
 step 'the examples, manual pages, completions'
 said=$(inside credential-broker --config /usr/share/doc/credential-broker/examples/agent.yaml validate 2>&1) || true
 grep -qx '1 problem' <<<"$said" && grep -q 'lstat /opt/providers: no such file' <<<"$said" || fail "of an example only a file of the operator's is missing, and validate says: $said"
-zcat "$root"/usr/share/man/man8/credential-broker-get.8.gz | grep -q 'show-secrets' || fail 'no manual page of get'
+zgrep -q 'show-secrets' "$root"/usr/share/man/man8/credential-broker-get.8.gz || fail 'no manual page of get'
 inside man -w 8 credential-broker-agent >/dev/null || fail 'man does not find the pages'
 inside bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader credential-broker || true; complete -p credential-broker' || fail 'no completion in bash'
 
@@ -74,7 +74,7 @@ inside credential-broker get --no-agent registry.example/app
 inside systemctl enable credential-broker.socket credential-broker.service
 find "$root/etc/credential-broker" -type f -exec sha256sum {} + >"$work/kept"
 inside dpkg -i /next.deb
-inside credential-broker version | grep -q 999 || fail 'the upgrade did not bring the new program'
+grep -q 999 <<<"$(inside credential-broker version)" || fail 'the upgrade did not bring the new program'
 sha256sum --quiet --check "$work/kept" || fail "the upgrade changed the operator's files"
 inside systemctl is-enabled credential-broker.socket >/dev/null || fail 'the upgrade disabled the socket'
 
@@ -90,10 +90,17 @@ inside dpkg -P credential-broker
 step 'the units, where systemd is the first process'
 cp "$one"/*.deb "$work/booted/one.deb" && cp "$next"/*.deb "$work/booted/next.deb"
 cp tools/package/booted.sh "$work/booted/booted.sh"
+mkdir "$work/booted/opt/providers" # each backend's sources are stood up in it
+(cd test/packages && CGO_ENABLED=0 go build -o "$work/booted/opt/providers/" ./providers)
+nspawn=(--quiet --register=no --keep-unit --private-network --boot --directory="$work/booted")
+vault=$(go run ./test/vaultserver/build -built)
+if [ -n "$vault" ]; then nspawn+=(--bind-ro="$vault:/opt/vault"); fi
+# What the unit locks memory by, and containers have not.
+if ((0x$(awk '$1 == "CapEff:" { print $2 }' /proc/self/status) >> 14 & 1)); then nspawn+=(--capability=CAP_IPC_LOCK); fi
 printf '[Service]\nType=idle\nExecStart=/bin/bash /booted.sh\nExecStopPost=/bin/systemctl poweroff\nStandardOutput=file:/result\nStandardError=inherit\n' >"$work/booted/etc/systemd/system/booted.service"
 mkdir -p "$work/booted/etc/systemd/system/multi-user.target.wants"
 ln -s ../booted.service "$work/booted/etc/systemd/system/multi-user.target.wants/"
-timeout 300 systemd-nspawn --quiet --register=no --keep-unit --private-network --boot --directory="$work/booted" >"$work/console" 2>&1 || tail -n 20 "$work/console"
+timeout 300 systemd-nspawn "${nspawn[@]}" >"$work/console" 2>&1 || tail -n 20 "$work/console"
 cat "$work/booted/result"
 grep -qx 'all of the units came off' "$work/booted/result" || fail 'the units do not do what is promised of them'
 
@@ -107,7 +114,7 @@ inside credential-broker version >/dev/null
 echo 'AWS_REGION=eu-central-1' >"$root/etc/credential-broker/environment"
 echo 'apiVersion: mine' >"$root/etc/credential-broker/config.yaml"
 "${rpm[@]}" -U "$next"/*.rpm
-inside credential-broker version | grep -q 999 || fail 'the upgrade did not bring the new program'
+grep -q 999 <<<"$(inside credential-broker version)" || fail 'the upgrade did not bring the new program'
 grep -q '^AWS_REGION' "$root/etc/credential-broker/environment" || fail "the upgrade changed the operator's environment"
 "${rpm[@]}" -e credential-broker
 [ ! -e "$root/usr/libexec/credential-broker" ] || fail 'the removal left programs'
