@@ -20,7 +20,7 @@ fail() { printf 'FAIL: %s\n' "$*" >&2; exit 1; }
 if [ -z "${PACKAGES:-}" ]; then # two folders of packages that are made already: the same twice, and a higher version
   PACKAGES="$work/one $work/two $work/next"
   DIST=$work/one ARCH=amd64 tools/package/build.sh
-  DIST=$work/two ARCH=amd64 tools/package/build.sh
+  (umask 077; TZ=Pacific/Apia LC_ALL=C DIST=$work/two ARCH=amd64 tools/package/build.sh)
   DIST=$work/next ARCH=amd64 VERSION=999.0.0 tools/package/build.sh
 fi
 read -r one two next <<<"$PACKAGES"
