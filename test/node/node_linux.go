@@ -20,6 +20,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/credential-broker/credential-broker/test/compiled"
 )
 
 // Node is one node, and what it needs around it.
@@ -73,7 +75,7 @@ func New(t testing.TB) *Node {
 		Dir: dir, Libexec: filepath.Join(dir, "usr/libexec/credential-broker"), Config: filepath.Join(dir, "etc/credential-broker/config.yaml"),
 		BinDir: filepath.Join(dir, "usr/libexec/kubernetes/credential-provider"), Providers: filepath.Join(dir, "etc/kubernetes/credential-providers.yaml"),
 	}
-	held, err := lock(n.path("lock"), false)
+	held, err := compiled.Lock(n.path("lock"), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +193,7 @@ func install(file, dir string) error {
 func (n *Node) Install(t testing.TB, source, dir, name string) string {
 	t.Helper()
 	built := n.path("tmp", name)
-	if err := goBuild(filepath.Join(sourceDir(), "../..", source), ".", built); err != nil {
+	if err := compiled.Build(filepath.Join(sourceDir(), "../..", source), ".", built); err != nil {
 		t.Fatal(err)
 	}
 	if err := install(built, dir); err != nil {

@@ -24,6 +24,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/credential-broker/credential-broker/test/compiled"
 )
 
 // Registry is Debian's docker-registry. Each has a loopback address of its own and all of a node's have one port, so that one pattern of the kubelet's can stand for several: 127.0.0.*:PORT.
@@ -151,7 +153,7 @@ func (r *Registry) mustRefuse(t testing.TB, path string) {
 func (r *Registry) image() (v1.Image, error) {
 	program := r.node.path("tmp/pod")
 	if _, err := os.Stat(program); err != nil {
-		if err := goBuild(filepath.Join(sourceDir(), "pod"), ".", program); err != nil {
+		if err := compiled.Build(filepath.Join(sourceDir(), "pod"), ".", program); err != nil {
 			return nil, err
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credential-broker/credential-broker/test/compiled"
 )
 
 // prefix begins the name of every rig's directory.
@@ -27,7 +29,7 @@ func sweepOthers() error {
 	}
 	var problems []error
 	for _, dir := range dirs {
-		held, err := lock(filepath.Join(dir, "lock"), false)
+		held, err := compiled.Lock(filepath.Join(dir, "lock"), false)
 		if err != nil {
 			continue // it is at work
 		}

@@ -1,54 +1,16 @@
 package node
 
 import (
-	"bytes"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/credential-broker/credential-broker/test/compiled"
 )
-
-func TestAProgramIsBuiltOnce(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "kubernetes-1", "kubelet")
-	var said bytes.Buffer // nobody writes to it but who has the lock
-	var builds atomic.Int32
-	var wait sync.WaitGroup
-	for range 8 {
-		wait.Go(func() {
-			got, err := built(file, &said, func(to string) error {
-				if builds.Add(1); said.Len() == 0 {
-					t.Error("it began without a word")
-				}
-				return os.WriteFile(to, []byte("kubelet"), 0o700)
-			})
-			if err != nil || got != file {
-				t.Errorf("%q, %v", got, err)
-			}
-		})
-	}
-	wait.Wait()
-	if got := builds.Load(); got != 1 {
-		t.Errorf("it was built %d times", got)
-	}
-}
-
-func TestABuildThatFailsLeavesNoProgram(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "kubernetes-1", "kubelet")
-	broken := errors.New("broken")
-	if _, err := built(file, &bytes.Buffer{}, func(to string) error {
-		return errors.Join(os.WriteFile(to, []byte("half a kub"), 0o700), broken)
-	}); !errors.Is(err, broken) {
-		t.Error(err)
-	}
-	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("there is a program: %v", err)
-	}
-}
 
 // What a rig whose test was killed leaves behind is removed by the next; one that is at work is left alone.
 func TestWhatAKilledRigLeavesIsRemovedAndARigAtWorkIsNot(t *testing.T) {
@@ -59,7 +21,7 @@ func TestWhatAKilledRigLeavesIsRemovedAndARigAtWorkIsNot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	held, err := lock(filepath.Join(alive, "lock"), false)
+	held, err := compiled.Lock(filepath.Join(alive, "lock"), false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package vaultserver
+package compiled
 
 import (
 	"bytes"
@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-func TestTheServerIsBuiltOnce(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "vault-1", "vault")
+func TestAProgramIsBuiltOnce(t *testing.T) {
+	p, file := Program{Name: "server", Says: "a server: twenty minutes"}, filepath.Join(t.TempDir(), "of-1", "server")
 	var said bytes.Buffer // nobody writes to it but who has the lock
 	var builds atomic.Int32
 	build := func(to string) error {
@@ -24,7 +24,7 @@ func TestTheServerIsBuiltOnce(t *testing.T) {
 	var wait sync.WaitGroup
 	for range 8 {
 		wait.Go(func() {
-			if got, err := built(file, &said, build); err != nil || got != file {
+			if got, err := p.built(file, &said, build); err != nil || got != file {
 				t.Errorf("%q, %v", got, err)
 			}
 		})
@@ -38,30 +38,30 @@ func TestTheServerIsBuiltOnce(t *testing.T) {
 	}
 }
 
-func TestABuildThatFailsLeavesNoServer(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "vault-1", "vault")
+func TestABuildThatFailsLeavesNoProgram(t *testing.T) {
+	p, file := Program{Name: "server", Says: "a server: twenty minutes"}, filepath.Join(t.TempDir(), "of-1", "server")
 	broken := errors.New("broken")
-	if _, err := built(file, &bytes.Buffer{}, func(to string) error {
+	if _, err := p.built(file, &bytes.Buffer{}, func(to string) error {
 		return errors.Join(os.WriteFile(to, []byte("half a ser"), 0o700), broken)
 	}); !errors.Is(err, broken) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("there is a server: %v", err)
+		t.Errorf("there is a program: %v", err)
 	}
-	if _, err := built(file, &bytes.Buffer{}, func(to string) error { return os.WriteFile(to, []byte("server"), 0o700) }); err != nil {
+	if _, err := p.built(file, &bytes.Buffer{}, func(to string) error { return os.WriteFile(to, []byte("server"), 0o700) }); err != nil {
 		t.Errorf("the next time: %v", err)
 	}
 }
 
-// Another version of anything that it is made of is another server.
+// Another version of anything that it is made of is another program.
 func TestTheNameSaysWhatItIsMadeOf(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, content string) string {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		all, err := digest(dir)
+		all, err := Program{Module: dir}.digest()
 		if err != nil {
 			return ""
 		}
@@ -71,7 +71,12 @@ func TestTheNameSaysWhatItIsMadeOf(t *testing.T) {
 		t.Errorf("without go.sum: %q", got)
 	}
 	seen := map[string]bool{write("go.sum", "a"): true, write("go.mod", "b"): true, write("go.sum", "b"): true}
-	if len(seen) != 3 || seen[""] {
+	variant, err := Program{Module: dir, Variant: "b"}.digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen[variant] = true
+	if len(seen) != 4 || seen[""] {
 		t.Errorf("%v", seen)
 	}
 }
