@@ -15,7 +15,7 @@ elif [ "$(id -u)" -ne 0 ]; then
   echo "NOT RUN: a node needs root: run make node-test as root" >&2
   exit 1
 fi
-echo "a node of real parts: a quarter of an hour for all scenarios, and up to 15 more the first time, when ${programs[*]} are compiled"
+echo "a node of real parts: 15 to 25 minutes for all scenarios, and up to 15 more the first time, when ${programs[*]} are compiled"
 tools/node-packages.sh
 cd test/node
 go run ./build "${programs[@]}"

@@ -85,7 +85,7 @@ func TestClusterADaemonSetInstallsUpgradesAndRemoves(t *testing.T) {
 	n.PodNetwork(t)
 	c := n.Cluster(t)
 	s := &streams{Node: n, t: t, registry: n.Registry(t, map[string]string{"robot": "right"})}
-	s.source = s.program(t, "opt/source/slow-provider", fmt.Sprintf(source, s.registry.Host))
+	s.source = s.program(t, "opt/source/slow-provider", strings.Replace(fmt.Sprintf(source, s.registry.Host), "sleep 1\n", "sleep 1\nwhile [ -e \"${0%/*}/hold\" ]; do sleep 0.2; done\n", 1))
 	i := &installation{streams: s, cluster: c, host: n.path("opt/credential-broker"), manifests: n.path("kustomize")}
 	if err := os.CopyFS(i.manifests, os.DirFS(filepath.Join(sourceDir(), "../../examples/kubernetes/kustomize"))); err != nil {
 		t.Fatal(err)
@@ -109,16 +109,27 @@ func TestClusterADaemonSetInstallsUpgradesAndRemoves(t *testing.T) {
 	n.RestartKubelet(t)
 	t.Run("installed", i.pullAsNobody)
 	i.narrow(t, first)
-	t.Run("upgrade", func(t *testing.T) {
-		i.run(t, "upgrade", func() {
-			i.replace(t, i.render(t, second))
-			i.mustHave(t, "9.9.2")
-		}, func() {
-			i.replace(t, i.render(t, first)) // and back
-			i.mustHave(t, "9.9.1")
-		}).unharmed(t)
-	})
+	t.Run("upgrade", func(t *testing.T) { i.upgrade(t, first, second) })
 	i.remove(t, first)
+}
+
+// upgrade has pods come while the other version is put in the place of the one in use, and back. Calls are held under way until the first of the two has happened.
+func (i *installation) upgrade(t *testing.T, first, second string) {
+	hold := i.Write(t, "opt/source/hold", "")
+	o := i.run(t, "upgrade", func() {
+		i.create(t, i.update(t, i.render(t, second)))
+	}, func() { // more pods have come by now
+		i.ready(t)
+		i.mustHave(t, "9.9.2")
+		t.Logf("%d calls were under way", len(i.working(t)))
+		if err := os.Remove(hold); err != nil {
+			t.Error(err)
+		}
+	}, func() {
+		i.replace(t, i.render(t, first)) // and back
+		i.mustHave(t, "9.9.1")
+	})
+	o.unharmed(t)
 }
 
 // image makes an image of this commit under some version, has containerd import it, and gives its digest.
@@ -162,10 +173,12 @@ func (i *installation) render(t *testing.T, digest string) *manifest {
 	t.Helper()
 	i.Write(t, "kustomize/overlays/rig/config.yaml", fmt.Sprintf(`apiVersion: credential-broker.io/v1alpha1
 kind: BrokerConfig
+timeout: 55s
 providers:
 - name: slow
   backend: exec
   user: nobody
+  timeout: 50s
   matchImages: [%q]
   config: {command: %s}
 `, i.registry.Host, i.source))
@@ -210,36 +223,48 @@ func (i *installation) install(t *testing.T, m *manifest) *corev1.Pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return i.start(t, made)
+	i.create(t, made)
+	return i.ready(t)
 }
 
-// replace does to the DaemonSet and its pod what an update does: the pod of before is ended first.
+// replace does to the DaemonSet and its pod what an update does.
 func (i *installation) replace(t *testing.T, m *manifest) {
+	t.Helper()
+	i.create(t, i.update(t, m))
+	i.ready(t)
+}
+
+// update changes the DaemonSet, and ends its pod.
+func (i *installation) update(t *testing.T, m *manifest) *appsv1.DaemonSet {
 	t.Helper()
 	made, err := i.cluster.Client.AppsV1().DaemonSets(installedIn).Update(t.Context(), &m.daemonSet, metav1.UpdateOptions{FieldValidation: metav1.FieldValidationStrict})
 	if err != nil {
 		t.Fatal(err)
 	}
 	i.end(t)
-	i.start(t, made)
+	return made
 }
 
 func (i *installation) podName() string { return fmt.Sprintf("credential-broker-%d", i.serial) }
 
-// start does what the DaemonSet's controller and the scheduler do.
-func (i *installation) start(t *testing.T, set *appsv1.DaemonSet) *corev1.Pod {
+// create does what the DaemonSet's controller and the scheduler do.
+func (i *installation) create(t *testing.T, set *appsv1.DaemonSet) {
 	t.Helper()
 	i.serial++
 	pod := &corev1.Pod{ObjectMeta: set.Spec.Template.ObjectMeta, Spec: set.Spec.Template.Spec}
 	pod.Name, pod.Spec.NodeName = i.podName(), Name
 	pod.OwnerReferences = []metav1.OwnerReference{*metav1.NewControllerRef(set, appsv1.SchemeGroupVersion.WithKind("DaemonSet"))}
-	pods := i.cluster.Client.CoreV1().Pods(installedIn)
-	if _, err := pods.Create(t.Context(), pod, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
+	if _, err := i.cluster.Client.CoreV1().Pods(installedIn).Create(t.Context(), pod, metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// ready waits until the pod is ready: everything is installed, or removed.
+func (i *installation) ready(t *testing.T) (pod *corev1.Pod) {
+	t.Helper()
 	await(t, "the installer's pod to be ready", i.Kubelet, func() (bool, string) {
 		var err error
-		if pod, err = pods.Get(t.Context(), pod.Name, metav1.GetOptions{}); err != nil {
+		if pod, err = i.cluster.Client.CoreV1().Pods(installedIn).Get(t.Context(), i.podName(), metav1.GetOptions{}); err != nil {
 			return false, err.Error()
 		}
 		for _, condition := range pod.Status.Conditions {
