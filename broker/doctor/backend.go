@@ -198,6 +198,8 @@ func (e *examination) lookAtRuntime() {
 	switch {
 	case err != nil:
 		e.unknown(whatRuntime, "", "%s: %s", path, e.Node.oneLine(err))
+	case readOnly && e.Mounted: // here, which says nothing of the node
+		e.unknown(whatRuntime, "run it on the node itself", "%s is mounted read-only here", path)
 	case readOnly:
 		e.wrong(whatRuntime, "mount -o remount,rw "+path, "%s is mounted read-only, and backends have their sockets there; /tmp is tried instead", path)
 	case bytes < leastBytes || files < leastFiles:
@@ -361,7 +363,7 @@ func (e *examination) lookAtLog() {
 			e.wrong(whatLog, "name a file in log.file", "%s is a pipe or a socket, which could hold up a pull", at)
 			return
 		}
-		if err := e.Node.writable(at); err != nil && !errors.Is(err, errors.ErrUnsupported) && (e.UID == 0 || !e.runsAsRoot()) {
+		if err := e.Node.writable(at); err != nil && !e.Mounted && !errors.Is(err, errors.ErrUnsupported) && (e.UID == 0 || !e.runsAsRoot()) {
 			e.wrong(whatLog, "name another file in log.file", "%s cannot be written: %s", at, e.Node.oneLine(err))
 			return
 		}

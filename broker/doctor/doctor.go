@@ -124,6 +124,7 @@ type examination struct {
 	findings []Finding
 
 	kubelet      *Process // nil: it does not run, or cannot be seen
+	noneRuns     bool     // no kubelet does
 	settings     flagFiles
 	flags        flags
 	version      string

@@ -301,6 +301,10 @@ func TestNothingIsWrongWithAHealthyNode(t *testing.T) {
 		"a process of another user's that is called kubelet": func(n *node) { n.other("1000\t1000\t1000\t1000", "/usr/bin/kubelet", "kubelet --v=2") },
 		"a program that runs as root for another user":       func(n *node) { n.other("1000\t0\t0\t0", "/usr/bin/kubelet", "kubelet --v=2") },
 		"another program of root's that is called kubelet":   func(n *node) { n.other("0\t0\t0\t0", "/usr/bin/passwd", "kubelet --v=2") },
+		"a kubelet whose program cannot be seen, mounted": func(n *node) {
+			n.options.Mounted = true
+			n.remove(fmt.Sprintf("/proc/%d/exe", kubeletPID))
+		},
 		"a kubelet in a container": func(n *node) {
 			n.other("0\t0\t0\t0", "/usr/bin/kubelet", "/usr/bin/kubelet --v=2")
 			n.link("mnt:[1]", "/proc/1/ns/mnt")
@@ -454,6 +458,32 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 			n.write("/etc/rancher/k3s/config.yaml", "kubelet-arg: [image-credential-provider-config=/etc/kubernetes/providers.yaml, image-credential-provider-bin-dir=/opt/providers]\n")
 			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
 		}, "WRONG kubelet restart: no kubelet runs", "systemctl start k3s-agent; journalctl -u k3s-agent", ""},
+		{"an entry in the second of two files", func(n *node) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.writeProgram("/opt/providers/ecr", "ecr")
+			n.write("/etc/kubernetes/providers.yaml/10-ecr.yaml", strings.NewReplacer("name: credential-broker", "name: ecr", "registry.example", "ecr.example").Replace(entries))
+			n.write("/etc/kubernetes/providers.yaml/20-broker.yaml", strings.Replace(entries, "registry.example", "other.example", 1))
+			n.run(kubeletFlags)
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml/20-broker.yaml:4: ", "put credential-broker, as `credential-broker kubelet-config --match other.example --match registry.example` prints it, into /etc/kubernetes/providers.yaml/20-broker.yaml; then ", ""},
+		{"no entry of ours in two files", func(n *node) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.writeProgram("/opt/providers/ecr", "ecr")
+			n.writeProgram("/opt/providers/acr", "acr")
+			n.write("/etc/kubernetes/providers.yaml/10-ecr.yaml", strings.Replace(entries, "name: credential-broker", "name: ecr", 1))
+			n.write("/etc/kubernetes/providers.yaml/20-acr.yaml", strings.Replace(entries, "name: credential-broker", "name: acr", 1))
+			n.run(kubeletFlags)
+		}, "WRONG kubelet's entry: /etc/kubernetes/providers.yaml has no entry of the broker's; it has ecr, acr", "prints it, into a file of its own in /etc/kubernetes/providers.yaml; then ", whatProgram},
+		{"no kubelet, and a stranger", func(n *node) {
+			n.write("/etc/default/kubelet", "KUBELET_EXTRA_ARGS="+kubeletFlags)
+			n.other("0\t0\t0\t0", "/usr/bin/kubelet", "/usr/bin/kubelet --v=2")
+			n.link("mnt:[1]", "/proc/1/ns/mnt")
+			n.link("mnt:[2]", fmt.Sprintf("/proc/%d/ns/mnt", otherPID))
+			n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+		}, "WRONG kubelet restart: no kubelet runs", "systemctl start kubelet", ""},
+		{"a configuration with mistakes that others can write", func(n *node) {
+			n.configure("  timeout: ten\n")
+			n.chmod("/etc/credential-broker/config.yaml", 0o646)
+		}, "WRONG configuration: /etc/credential-broker/config.yaml is not safe", "chmod o-w /etc/credential-broker/config.yaml", whatBackend},
 		{"backends in another place than the operator says", func(n *node) {
 			n.writeProgram("/opt/backends/credential-backend-dockerconfig", "backend")
 			n.options.BackendDir = "/opt/backends"
@@ -566,7 +596,7 @@ func TestAFirstProviderForTokensTakesNothingFromTheOthers(t *testing.T) {
 
 // What the DaemonSet's installer keeps as it should be is not mended by hand: a file that it has not written it leaves alone from then on, and a link of another's making stays with one version.
 func TestWhatADaemonSetInstalledItsPodMends(t *testing.T) {
-	const again = "kubectl -n kube-system rollout restart daemonset/credential-broker"
+	const again = installAgain
 	for _, test := range []struct {
 		name          string
 		harm          func(n *node, entries string)
@@ -579,8 +609,20 @@ func TestWhatADaemonSetInstalledItsPodMends(t *testing.T) {
 		}, "WRONG kubelet's entry: ", again + "; then systemctl daemon-reload && systemctl restart kubelet", 1},
 		{"a file that the kubelet does not take", func(n *node, entries string) {
 			n.write("/etc/kubernetes/providers.yaml", strings.Replace(entries, "0s", "soon", 1))
-		}, "WRONG kubelet's credential provider configuration: ", "correct it, or have it written anew: " + again, 1},
+		}, "WRONG kubelet's credential provider configuration: ", again, 1},
 		{"no link", func(n *node, _ string) { n.remove("/opt/providers/credential-broker") }, "WRONG program: /opt/providers/credential-broker is not there", again, 1},
+		{"no file", func(n *node, _ string) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.writeProgram("/opt/cb/versions/1/credential-broker", "broker")
+			n.link("../versions/1", "/opt/cb/pairs/1/current")
+			n.link("pairs/1", "/opt/cb/in-use")
+			n.link("/opt/cb/current/credential-broker", "/opt/providers/credential-broker")
+		}, "WRONG kubelet's credential provider configuration: /etc/kubernetes/providers.yaml is not there", again, 1},
+		{"a directory", func(n *node, entries string) {
+			n.remove("/etc/kubernetes/providers.yaml")
+			n.write("/etc/kubernetes/providers.yaml/a.yaml", strings.Replace(entries, "registry.example", "other.example", 1))
+			n.run(kubeletFlags)
+		}, "WRONG kubelet's entry: ", again + "; then systemctl daemon-reload && systemctl restart kubelet", 1},
 		{"the doctor of another version", func(n *node, _ string) {
 			n.writeProgram("/opt/credential-broker/credential-broker", "older")
 			n.writeProgram("/opt/credential-broker/backends/credential-backend-dockerconfig", "backend")
@@ -710,6 +752,29 @@ func TestOnlyPathsOfAMountedNodeAreReworded(t *testing.T) {
 	const text = `open /mnt/etc/x: in "/mnt/a" and (/mnt), not registry.example/mnt/app, /mnt2 or mnt/x`
 	if got, want := n.reword(text), `open /etc/x: in "/a" and (/), not registry.example/mnt/app, /mnt2 or mnt/x`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// What a stranger's process sees as its files is never executed: it is the stranger's.
+func TestNobodyIsToldToRunAStrangersProgram(t *testing.T) {
+	for uids, want := range map[string]string{
+		"1000\t1000\t1000\t1000": fmt.Sprintf("credential-broker doctor --kubelet-pid %d, if that is a kubelet", otherPID),
+		"0\t0\t0\t0":             "credential-broker doctor --root ",
+	} {
+		n := healthy(t)
+		n.other(uids, "/usr/bin/kubelet", "kubelet --v=2")
+		n.link("mnt:[1]", "/proc/1/ns/mnt")
+		n.link("mnt:[2]", fmt.Sprintf("/proc/%d/ns/mnt", otherPID))
+		n.remove(fmt.Sprintf("/proc/%d", kubeletPID))
+		i := slices.IndexFunc(n.examine(), func(f Finding) bool {
+			return strings.HasPrefix(f.Text, fmt.Sprintf("process %d is called a kubelet", otherPID))
+		})
+		if i < 0 {
+			t.Fatalf("nothing is said of it")
+		}
+		if got := n.examine()[i].Remedy; !strings.HasPrefix(got, want) || strings.Contains(got, "nsenter") {
+			t.Errorf("%s: %q, want %q", uids, got, want)
+		}
 	}
 }
 

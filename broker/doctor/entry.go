@@ -3,6 +3,7 @@ package doctor
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,6 +115,10 @@ func (e *examination) readConfiguration(backendDir string) {
 		if e.leadsAway(whatConfig, path, info) {
 			return
 		}
+		if err := e.trustedConfiguration(path, info); err != nil { // before it is read, and told of
+			e.failure(whatConfig, "", err)
+			return
+		}
 		outside[i] = e.Node.outside(path)
 	}
 	cfg, problems := config.Inspect(outside...)
@@ -126,12 +131,9 @@ func (e *examination) readConfiguration(backendDir string) {
 	sources := make([]string, len(cfg.Sources))
 	for i, source := range cfg.Sources {
 		sources[i] = e.Node.inside(source)
-	}
-	for _, source := range slices.Concat(e.cfgPaths, sources) {
-		if err := e.Node.trusted(source); err != nil {
+		if err := e.Node.trusted(sources[i]); err != nil && sound {
 			sound = false
 			e.failure(whatConfig, "", err)
-			break
 		}
 	}
 	if !sound {
@@ -157,6 +159,26 @@ func (e *examination) readConfiguration(backendDir string) {
 	for _, warning := range append(slices.Clone(cfg.Warnings), cfg.Overlaps()...) {
 		e.note(whatConfig, "", "%s", e.Node.reword(warning.Error()))
 	}
+}
+
+// trustedConfiguration says whether a configuration, a file or a directory of them, is in the right hands.
+func (e *examination) trustedConfiguration(path string, info fs.FileInfo) error {
+	if err := e.Node.trusted(path); err != nil || !info.IsDir() {
+		return err
+	}
+	entries, err := e.Node.readDir(path)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if !slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(entry.Name())) {
+			continue
+		}
+		if err := e.Node.trusted(filepath.Join(path, entry.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lookAtPrograms looks at the files that the entries' names lead to, and finds where the backends are.
@@ -189,13 +211,25 @@ func (e *examination) lookAtPrograms() {
 // What the DaemonSet's installer has written begins so (broker/install). It takes a file that does not for somebody else's, and a link of another's making would stay with one version: its pod puts both right.
 const (
 	installMark  = "# Written by credential-broker-installer"
-	installAgain = "kubectl -n kube-system rollout restart daemonset/credential-broker"
+	installAgain = "have the DaemonSet's pod on this node made anew (kubectl -n NAMESPACE delete pod POD), which puts it right"
 )
 
-// isInstalled says whether the kubelet's configuration is the DaemonSet's.
+// isInstalled says whether the DaemonSet keeps the entries here: by its mark, or by where the links in the bin directory lead.
 func (e *examination) isInstalled() bool {
-	data, err := e.Node.readFile(e.flags.config)
-	return err == nil && bytes.HasPrefix(data, []byte(installMark))
+	sources := []string{e.flags.config}
+	if entries, err := e.Node.readDir(e.flags.config); err == nil {
+		sources = sources[:0]
+		for _, entry := range entries {
+			sources = append(sources, filepath.Join(e.flags.config, entry.Name()))
+		}
+	}
+	for _, source := range sources {
+		if data, err := e.Node.readFile(source); err == nil && bytes.HasPrefix(data, []byte(installMark)) {
+			return true
+		}
+	}
+	target, err := e.Node.readLink(filepath.Join(e.flags.binDir, kubelet.EntryName("")))
+	return err == nil && filepath.Base(filepath.Dir(target)) == "current" && e.Node.exists(filepath.Join(filepath.Dir(filepath.Dir(target)), "in-use"))
 }
 
 func (e *examination) lookAtProgram(path, link string) {
@@ -299,7 +333,7 @@ func (e *examination) compareEntries() {
 		return
 	}
 	if len(e.ours) == 0 {
-		e.wrong(whatEntry, e.printed(""), "%s has no entry of the broker's; it has %s", e.flags.config, names(e.all.Providers))
+		e.wrong(whatEntry, e.printed("", ""), "%s has no entry of the broker's; it has %s", e.flags.config, names(e.all.Providers))
 		return
 	}
 	matched := map[string]bool{}
@@ -310,7 +344,7 @@ func (e *examination) compareEntries() {
 			if want.Audience != "" {
 				who = fmt.Sprintf("audience %q", want.Audience)
 			}
-			e.wrong(whatEntry, e.printed(want.Name), "there is no entry for %s (%s)", who, strings.Join(want.Serves, ", "))
+			e.wrong(whatEntry, e.printed(want.Name, ""), "there is no entry for %s (%s)", who, strings.Join(want.Serves, ", "))
 			continue
 		}
 		matched[e.ours[i].Name] = true
@@ -360,7 +394,8 @@ func audienceOf(p kubelet.CredentialProvider) string {
 }
 
 // printed is the command that mends an entry: the links that are missing, since a kubelet does not start with an entry whose program is not there; then the whole file, in one step, if all of it is ours.
-func (e *examination) printed(name string) string {
+// File is where the entry stands; empty: nowhere yet.
+func (e *examination) printed(name, file string) string {
 	if e.isInstalled() {
 		return installAgain + "; then " + e.restart()
 	}
@@ -373,7 +408,7 @@ func (e *examination) printed(name string) string {
 		if link != "" {
 			link += " && "
 		}
-		file := e.all.Sources[0]
+		file = e.all.Sources[0]
 		return link + again + ">" + quote(file+".new") + " && mv " + quote(file+".new") + " " + quote(file) + " && " + e.restart()
 	}
 	if name == "" {
@@ -382,7 +417,14 @@ func (e *examination) printed(name string) string {
 	if link != "" {
 		link += "; then "
 	}
-	return link + "put " + name + ", as `" + strings.TrimSpace(again) + "` prints it, into " + e.all.Sources[0] + "; then " + e.restart()
+	switch {
+	case file != "":
+	case len(e.all.Sources) == 1:
+		file = e.all.Sources[0]
+	default:
+		file = "a file of its own in " + e.flags.config
+	}
+	return link + "put " + name + ", as `" + strings.TrimSpace(again) + "` prints it, into " + file + "; then " + e.restart()
 }
 
 // entryFlags are those with which kubelet-config prints what is there, where it is right; they end with a space.
@@ -459,13 +501,13 @@ func (e *examination) compareEntry(is kubelet.CredentialProvider, want kubelet.E
 		say("it asks an agent on %q, and the configuration's agent.socket is %q", socket, e.cfg.Agent.Socket)
 	}
 	for _, text := range wrong {
-		e.wrong(whatEntry, e.printed(is.Name), "%s: entry %s: %s", at(is), is.Name, text)
+		e.wrong(whatEntry, e.printed(is.Name, is.File), "%s: entry %s: %s", at(is), is.Name, text)
 	}
 	if !named && e.cfg.Agent.Socket != "" {
-		e.note(whatEntry, e.printed(is.Name), "%s: entry %s: its env has no %s, so that each pull reads the configuration before it asks the agent", at(is), is.Name, kubelet.AgentVariable)
+		e.note(whatEntry, e.printed(is.Name, is.File), "%s: entry %s: its env has no %s, so that each pull reads the configuration before it asks the agent", at(is), is.Name, kubelet.AgentVariable)
 	}
 	if is.APIVersion != want.APIVersion {
-		e.note(whatEntry, e.printed(is.Name), "%s: entry %s: its apiVersion is %s; %s works in every kubelet since 1.26", at(is), is.Name, is.APIVersion, want.APIVersion)
+		e.note(whatEntry, e.printed(is.Name, is.File), "%s: entry %s: its apiVersion is %s; %s works in every kubelet since 1.26", at(is), is.Name, is.APIVersion, want.APIVersion)
 	}
 	if len(wrong) == 0 {
 		e.ok(whatEntry, "%s: entry %s covers %s", at(is), is.Name, strings.Join(want.Serves, ", "))

@@ -25,6 +25,12 @@ func (e *examination) findKubelet() {
 		found = slices.DeleteFunc(found, func(p Process) bool { return p.PID != e.PID })
 	}
 	own := slices.DeleteFunc(slices.Clone(found), func(p Process) bool { return !e.believed(&p) })
+	if len(own) == 0 && e.PID == 0 {
+		for _, p := range found {
+			e.tellStranger(&p)
+		}
+	}
+	e.noneRuns = err == nil && len(own) == 0 && e.PID == 0
 	switch {
 	case len(own) > 0:
 		e.kubelet = &own[0]
@@ -36,13 +42,6 @@ func (e *examination) findKubelet() {
 		e.kubelet.Environ, e.kubelet.EnvironErr = nil, errNotBelieved
 	case e.PID != 0:
 		e.wrong(whatKubelet, "ps -e -o pid,args | grep kubelet", "process %d is no kubelet, or has ended", e.PID)
-	case len(found) > 0:
-		p := &found[0]
-		remedy := fmt.Sprintf("credential-broker doctor --kubelet-pid %d, if that is a kubelet", p.PID)
-		if p.Elsewhere {
-			remedy = inside(p.PID)
-		}
-		e.unknown(whatKubelet, remedy, "process %d is called a kubelet, and is not taken for this node's: %s", p.PID, e.whyNotBelieved(p))
 	case len(e.settings.read) > 0 && err != nil:
 		e.unknown(whatKubelet, "run it on the node itself, or in a pod with hostPID", "%v; its flags are taken from %s", err, strings.Join(e.settings.read, ", "))
 	case len(e.settings.read) > 0:
@@ -61,21 +60,44 @@ func (e *examination) findKubelet() {
 // errNotBelieved is why an environment is not used.
 var errNotBelieved = errors.New("the process may not be a kubelet")
 
+// tellStranger names a process that is called a kubelet and is none of this node's.
+func (e *examination) tellStranger(p *Process) {
+	remedy := fmt.Sprintf("credential-broker doctor %s--kubelet-pid %d, if that is a kubelet", e.rootFlag(), p.PID)
+	if p.Elsewhere && p.UID == 0 {
+		remedy = e.lookThere(p.PID) + ", if that is a kubelet"
+	}
+	e.unknown(whatKubelet, remedy, "process %d is called a kubelet, and is not taken for this node's: %s", p.PID, e.whyNotBelieved(p))
+}
+
 func (e *examination) whyNotBelieved(p *Process) string {
 	switch {
-	case p.Elsewhere:
-		return "it has mounts of its own, as in a container"
 	case p.UID != 0 && p.UID != e.UID:
 		return fmt.Sprintf("it runs as user %d", p.UID)
 	case !p.OneUser:
 		return "it was started by another user than it runs as"
+	case p.Elsewhere:
+		return "it has mounts of its own, as in a container"
+	case p.Exe == "":
+		return "its program cannot be seen, which takes root with CAP_SYS_PTRACE"
 	}
-	return fmt.Sprintf("its program is %s", cmp.Or(p.Exe, "not told"))
+	return "its program is " + p.Exe
 }
 
-// inside is the command that looks from where a process is.
-func inside(pid int) string {
-	return fmt.Sprintf("nsenter -t %d -m -p -n -u -i credential-broker doctor", pid)
+// lookThere is the command that looks at the files that a process sees, with this program and not with what is called so there.
+func (e *examination) lookThere(pid int) string {
+	root := "/proc/" + strconv.Itoa(pid) + "/root"
+	if e.Mounted {
+		root = filepath.Join(e.Node.Root, root)
+	}
+	return "credential-broker doctor --root " + quote(root)
+}
+
+// rootFlag hands --root on to a command; it ends with a space.
+func (e *examination) rootFlag() string {
+	if !e.Mounted {
+		return ""
+	}
+	return "--root " + quote(e.Node.Root) + " "
 }
 
 func (e *examination) unlessHidden() string {
@@ -100,7 +122,7 @@ func (e *examination) tellKubelet(n int) {
 		e.note(whatKubelet, "", "%d kubelets run here, and this is the one that was started first: choose another with --kubelet-pid", n)
 	}
 	if k.Elsewhere {
-		e.note(whatKubelet, inside(k.PID), "it has mounts of its own, so that its paths may lead to other files than those looked at here")
+		e.note(whatKubelet, e.lookThere(k.PID), "it has mounts of its own, so that its paths may lead to other files than those looked at here")
 	}
 	if e.UID > 0 && k.UID == 0 {
 		e.note(whatKubelet, "sudo credential-broker doctor", "it runs as root, and user %d looks: what only root can read is not seen, and files are judged by what user %d may trust", e.UID, e.UID)
@@ -300,8 +322,9 @@ func (e *examination) readKubeletConfig() {
 	}
 	path := e.flags.config
 	write := "credential-broker kubelet-config >" + quote(path)
+	correct := "correct it, or print it anew: " + write
 	if e.isInstalled() {
-		write = installAgain
+		write, correct = installAgain, installAgain
 	}
 	info, err := e.Node.stat(path)
 	if err != nil {
@@ -329,7 +352,7 @@ func (e *examination) readKubeletConfig() {
 	if problems, ok := errors.AsType[config.Problems](err); ok {
 		for _, p := range problems {
 			p.File = e.Node.inside(p.File)
-			e.wrong(whatKubeConfig, "correct it, or have it written anew: "+write, "%s: the kubelet does not start with it", p.Error())
+			e.wrong(whatKubeConfig, correct, "%s: the kubelet does not start with it", p.Error())
 		}
 		return
 	} else if err != nil {
@@ -413,7 +436,7 @@ func (e *examination) lookAtRestart() {
 	case !e.hasKubelet():
 		e.waits(whatRestart, whatKubelet)
 	case e.kubelet == nil:
-		if found, err := e.Node.kubelets(); err == nil && len(found) == 0 && e.UID == 0 {
+		if e.noneRuns && e.UID == 0 {
 			unit := quote(e.unit())
 			e.wrong(whatRestart, "systemctl start "+unit+"; journalctl -u "+unit+" -n 20", "no kubelet runs; one that is set up with files that it cannot use does not start")
 		}

@@ -169,7 +169,7 @@ func (e *examination) believed(p *Process) bool {
 	}
 	name := filepath.Base(strings.TrimSuffix(p.Exe, deleted))
 	_, ok := embedded[name]
-	return e.UID != 0 || name == "kubelet" || ok
+	return e.UID != 0 || e.Mounted || name == "kubelet" || ok // with --root nothing is started
 }
 
 // embedded are programs that have a kubelet in them, with the words that start one.

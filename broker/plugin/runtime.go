@@ -203,6 +203,7 @@ func (rt *Runtime) make() error {
 		err := rt.makeIn(base, rt.roomy)
 		switch {
 		case err == nil:
+			rt.sweepOthers()
 			return nil
 		case errors.Is(err, errTight):
 			tight = append(tight, base)
@@ -218,6 +219,21 @@ func (rt *Runtime) make() error {
 		reasons = append(reasons, err)
 	}
 	return systemError(fmt.Errorf("no directory for the backends' sockets: %w", errors.Join(reasons...)))
+}
+
+// sweepOthers sweeps the bases that are not in use: somebody who was killed may have used one while there was no room elsewhere.
+func (rt *Runtime) sweepOthers() {
+	used := filepath.Dir(rt.inUse().path)
+	for _, base := range rt.baseDirs {
+		if base == used {
+			continue
+		}
+		rt.sweeps.Go(func() {
+			if _, err := os.Lstat(base); err == nil && prepareBase(base) == nil {
+				sweep(base)
+			}
+		})
+	}
 }
 
 // move makes a directory in another base than the one that has become tight, which keeps what is in it. Where no other will do, that stays in use: it may still suffice.

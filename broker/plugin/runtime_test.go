@@ -156,6 +156,28 @@ func TestWhenRoomRunsOutTheNextBackendsHaveTheirSocketsElsewhere(t *testing.T) {
 	}
 }
 
+func TestWhatIsLeftInABaseThatIsNotUsedIsSweptToo(t *testing.T) {
+	dir := shortDir(t)
+	first, second, none := filepath.Join(dir, "first"), filepath.Join(dir, "second"), filepath.Join(dir, "none")
+	left := filepath.Join(second, dirPrefix+"aaaaaaaaaa")
+	if err := os.MkdirAll(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rt := NewRuntime(RuntimeOptions{BaseDirs: []string{first, second, none}})
+	if got, err := rt.open(false); err != nil || filepath.Dir(got) != first {
+		t.Fatalf("%s, %v", got, err)
+	}
+	if err := rt.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+	if _, err := os.Stat(none); !os.IsNotExist(err) {
+		t.Errorf("a base that nobody needs was made: %v", err)
+	}
+}
+
 func TestDirectoriesAreNobodyElsesBusiness(t *testing.T) {
 	defer syscall.Umask(syscall.Umask(0))
 	b := newBench(t)

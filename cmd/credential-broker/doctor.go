@@ -88,8 +88,14 @@ func (o *options) complete(d *doctor.Options) (err error) {
 		if d.Node.Root, err = filepath.Abs(d.Node.Root); err != nil {
 			return err
 		}
-		if d.Node.Root, err = filepath.EvalSymlinks(d.Node.Root); err != nil {
+		if _, err = os.Stat(d.Node.Root); err != nil {
 			return fmt.Errorf("--root: %w", err)
+		}
+		// As text, the kernel's links to processes' roots, /proc/PID/root, lead to "/", which is this process's.
+		if !strings.HasPrefix(d.Node.Root, "/proc/") {
+			if d.Node.Root, err = filepath.EvalSymlinks(d.Node.Root); err != nil {
+				return fmt.Errorf("--root: %w", err)
+			}
 		}
 		if d.Node.Root == string(filepath.Separator) {
 			d.Node.Root = "" // this node itself

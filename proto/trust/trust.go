@@ -128,8 +128,14 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 			return filepath.Clean(string(filepath.Separator) + strings.TrimPrefix(at, root))
 		}
 	}
+	lstat := func(at string) (fs.FileInfo, error) {
+		if at == root { // which may be a link of the kernel's, /proc/PID/root
+			return os.Stat(at)
+		}
+		return os.Lstat(at)
+	}
 	at, links := root, 0
-	if info, err = os.Lstat(root); err != nil {
+	if info, err = lstat(root); err != nil {
 		return nil, "", err
 	}
 	todo := elements(rest[len(volume):])
@@ -151,7 +157,7 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 			if at != root {
 				at = filepath.Dir(at)
 			}
-			if info, err = os.Lstat(at); err != nil {
+			if info, err = lstat(at); err != nil {
 				return nil, "", err
 			}
 			continue
@@ -178,7 +184,7 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 		if filepath.IsAbs(target) {
 			at = root
 		}
-		if info, err = os.Lstat(at); err != nil {
+		if info, err = lstat(at); err != nil {
 			return nil, "", err
 		}
 	}

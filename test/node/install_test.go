@@ -338,7 +338,7 @@ func (i *installation) narrow(t *testing.T, digest string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const remedy = "kubectl -n kube-system rollout restart daemonset/credential-broker; then systemctl daemon-reload && systemctl restart kubelet"
+	const remedy = "have the DaemonSet's pod on this node made anew (kubectl -n NAMESPACE delete pod POD), which puts it right; then systemctl daemon-reload && systemctl restart kubelet"
 	if first := doctor.WorstFirst(i.examine(t, program).Findings)[0]; first.What != "kubelet's entry" || first.Remedy != remedy {
 		t.Errorf("the first is %s %s: %s -> %s", first.Verdict, first.What, first.Text, first.Remedy)
 	}
