@@ -146,7 +146,7 @@ func TestStandaloneTheDoctorFindsWhatIsWrongAndItsRemedyMendsIt(t *testing.T) {
 		{"narrow", func() {
 			n.Write(t, "etc/kubernetes/credential-providers.yaml", strings.ReplaceAll(entries, east.Host, east.Host+"/elsewhere"))
 			n.RestartKubelet(t)
-		}, east, "kubelet's entry", fmt.Sprintf("no pattern of matchImages covers %q of provider \"east\"", east.Host), "kubelet-config --config " + n.Config + " >" + n.Providers, 1, true},
+		}, east, "kubelet's entry", fmt.Sprintf("no pattern of matchImages covers %q of provider \"east\"", east.Host), "kubelet-config --config " + n.Config, 1, true},
 		{"unread", func() {
 			started := time.Now()
 			await(t, "two seconds: the doctor knows to a second when the kubelet was started", n.Kubelet, func() (bool, string) { return time.Since(started) > 2*time.Second, "" })
