@@ -101,6 +101,9 @@ func (i *Installer) change(before, next pair, entry []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := i.swappable(next); err != nil {
+		return err
+	}
 	kubeletConfig, err := i.stageEntry(entry)
 	if err != nil {
 		return err

@@ -823,6 +823,8 @@ func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
 		"a kubelet's configuration of somebody else's": func(t *testing.T, i *Installer) {
 			put(t, i.kubeletConfig(), "theirs")
 		},
+		"a directory where the version's link was":       func(t *testing.T, i *Installer) { inPlaceOf(t, i, "current") },
+		"a directory where the configuration's link was": func(t *testing.T, i *Installer) { inPlaceOf(t, i, "config") },
 		"an entry that is none": func(_ *testing.T, i *Installer) {
 			i.Run = func(ctx context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
 				stdout, stderr, err = fake(ctx, program, args...)
@@ -842,6 +844,18 @@ func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
 			}
 			noLeftovers(t, i.Dir)
 		})
+	}
+}
+
+// inPlaceOf has what the link leads to stand where the link was.
+func inPlaceOf(t *testing.T, i *Installer, link string) {
+	t.Helper()
+	to, err := filepath.EvalSymlinks(i.path(link))
+	if err == nil {
+		err = errors.Join(os.Remove(i.path(link)), os.Rename(to, i.path(link)))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
