@@ -262,6 +262,30 @@ func TestWhatDiffersIsRepairedAndSaid(t *testing.T) {
 	}
 }
 
+// TestTheKubeletsConfigurationIsMadeAnewIfOthersCanWriteIt has nobody restart a kubelet for it if what it says is right.
+func TestTheKubeletsConfigurationIsMadeAnewIfOthersCanWriteIt(t *testing.T) {
+	for _, text := range []string{"", "more of somebody\n"} {
+		var log bytes.Buffer
+		dir := host(t)
+		i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), &log)
+		apply(t, i)
+		path := i.kubeletConfig()
+		want := content(t, path)
+		put(t, path, want+text)
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		log.Reset()
+		apply(t, i)
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o644 || content(t, path) != want {
+			t.Errorf("it has the mode %v, %v, and says %s", info.Mode(), err, content(t, path))
+		}
+		if said := log.String(); !strings.Contains(said, "msg=repaired file="+path) || !strings.Contains(said, "chmod") || strings.Contains(said, "restart it") != (text != "") {
+			t.Errorf("with %q added, the log says %s", text, said)
+		}
+	}
+}
+
 func TestADamagedImageIsNotInstalled(t *testing.T) {
 	dir := host(t)
 	config := configMap(t, "fine")
