@@ -283,7 +283,7 @@ func newScript(t *testing.T, stub string) *script {
 	if runtime.GOOS == "windows" {
 		t.Skip("the script needs a shell")
 	}
-	real, err := exec.LookPath("go")
+	found, err := exec.LookPath("go")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func newScript(t *testing.T, stub string) *script {
 	for _, name := range []string{"tools/release.sh", "tools/release/main.go", chart, daemonSet} {
 		s.put(t, filepath.Join(s.dir, name), string(read(t, "../..", name)))
 	}
-	s.put(t, filepath.Join(s.stubs, "go"), "#!/bin/sh\n[ \"$1\" != env ] || exec '"+real+"' \"$@\"\n"+stub)
+	s.put(t, filepath.Join(s.stubs, "go"), "#!/bin/sh\n[ \"$1\" != env ] || exec '"+found+"' \"$@\"\n"+stub)
 	s.env = append(os.Environ(), "VERSION=1.2.3-rc.1+one", "COMMIT=abc", "MAKE=make", "PATH="+s.stubs+string(filepath.ListSeparator)+os.Getenv("PATH"), "GIT_CONFIG_GLOBAL=/dev/null")
 	return s
 }
