@@ -65,8 +65,15 @@ if git tag --points-at "$commit" | grep -qxF "v$VERSION"; then
 fi
 SOURCE_DATE_EPOCH=$(git show --no-patch --format=%ct "$commit")
 export VERSION COMMIT SOURCE_DATE_EPOCH
-# What a person may have set for builds of their own. Each executable is asked afterwards whether that was all.
-export GOFLAGS='' GOWORK=off GOEXPERIMENT='' GOFIPS140=off GOAMD64=v1 GOARM64=v8.0
+# What a person may have set for builds of their own. Each executable is asked afterwards whether that was all; some flags, such as -overlay, none of them says. Go takes an empty variable for none and
+# then does as `go env -w` has said, which stays in force otherwise: modules may come by a mirror. So what undoes something is not empty, and no value is as good as none for experiments.
+export GOFLAGS=-buildvcs=false GOWORK=off GOEXPERIMENT='' GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 GO_EXTLINK_ENABLED=0
+if [ -n "$(go env GOEXPERIMENT)" ]; then
+  echo "a release is built without experiments of the compiler's: go env -u GOEXPERIMENT takes back $(go env GOEXPERIMENT)" >&2
+  exit 1
+fi
+# What the packages' and the image's recipes would take from outside, the compiler's debugging variables, and makefiles to read before ours.
+unset ARCH DIST IMAGE_PLATFORMS GOCOMPILEDEBUG GOCLOBBERDEADHASH GOSSAFUNC GOSSADIR MAKEFILES
 release() { # subcommand, executables...
   local subcommand=$1
   shift

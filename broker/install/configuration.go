@@ -274,47 +274,72 @@ func (i *Installer) kubeletConfig() string {
 	return i.path("kubelet.yaml")
 }
 
-// stageEntry makes the kubelet's configuration ready to be put into its place; nil if there is none, or it is there already.
-func (i *Installer) stageEntry(entry []byte) (*staged, error) {
+// stagedEntry is the kubelet's configuration, ready to be put into its place; the zero value if nothing is to be done.
+type stagedEntry struct {
+	*staged
+	// wrong is what makes the file that is there one that others could change, and same says that all the same its content is right.
+	wrong error
+	same  bool
+}
+
+// stageEntry makes the kubelet's configuration ready, unless there is none, or the same is there already.
+func (i *Installer) stageEntry(entry []byte) (next stagedEntry, err error) {
 	if entry == nil {
-		return nil, nil //nolint:nilnil // nothing to do is no error
+		return stagedEntry{}, nil
 	}
 	path := i.kubeletConfig()
 	if err := trust.File(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+		return stagedEntry{}, fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
 	// What a killed run left: the kubelet's directory is not one that is swept.
 	if err := i.disk.clear(unfinishedName(path)); err != nil {
-		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+		return stagedEntry{}, fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
 	want := append([]byte(mark), entry...)
-	is, err := os.ReadFile(path)
+	is, ours, err := i.readEntry()
 	switch {
-	case err == nil && bytes.Equal(is, want):
-		return nil, nil //nolint:nilnil // the same
-	case err == nil && !bytes.HasPrefix(is, []byte(mark)) && i.ConfigFrom == "":
-		return nil, nil //nolint:nilnil // the host's own is taking the place of ours, as Unclaimed says
-	case err == nil && !bytes.HasPrefix(is, []byte(mark)):
-		return nil, fmt.Errorf("write the kubelet's configuration: %s is somebody else's: choose another path, or turn it into a provider of ours with credential-broker migrate and move it away", path)
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	case err == nil && ours:
+		next.wrong, next.same = trust.File(path), bytes.Equal(is, want)
+		if next.same && next.wrong == nil {
+			return stagedEntry{}, nil
+		}
+	case err == nil && i.ConfigFrom == "":
+		return stagedEntry{}, nil // the host's own is taking the place of ours, as Unclaimed says
+	case err == nil:
+		return stagedEntry{}, fmt.Errorf("write the kubelet's configuration: %s is somebody else's: choose another path, or turn it into a provider of ours with credential-broker migrate and move it away", path)
+	case !errors.Is(err, fs.ErrNotExist):
+		return stagedEntry{}, fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
-	s, err := i.disk.stage(path, 0o644, bytes.NewReader(want))
-	if err != nil {
-		return nil, fmt.Errorf("write the kubelet's configuration: %w", err)
+	if next.staged, err = i.disk.stage(path, 0o644, bytes.NewReader(want)); err != nil {
+		return stagedEntry{}, fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
-	return s, nil
+	return next, nil
+}
+
+// readEntry reads the kubelet's configuration, and says whether it is ours. What is no regular file is not opened: a directory that others can write may have anything under that name.
+func (i *Installer) readEntry() (is []byte, ours bool, err error) {
+	info, err := os.Stat(i.kubeletConfig())
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, false, err
+	}
+	is, err = os.ReadFile(i.kubeletConfig())
+	return is, bytes.HasPrefix(is, []byte(mark)), err
 }
 
 // commitEntry puts the kubelet's configuration into its place, and says that the kubelet has to be restarted for it.
-func (i *Installer) commitEntry(s *staged) error {
-	if s == nil {
+func (i *Installer) commitEntry(next stagedEntry) error {
+	if next.staged == nil {
 		return nil
 	}
-	if err := s.commit(); err != nil {
+	if err := next.commit(); err != nil {
 		return fmt.Errorf("write the kubelet's configuration: %w", err)
 	}
-	i.Log.Warn("the kubelet's configuration is new: a running kubelet has what it read when it started, so restart it", "file", s.path)
+	if next.wrong != nil {
+		i.Log.Warn("repaired", "file", next.path, "because", next.wrong)
+	}
+	if !next.same {
+		i.Log.Warn("the kubelet's configuration is new: a running kubelet has what it read when it started, so restart it", "file", next.path)
+	}
 	return nil
 }
 

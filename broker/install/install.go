@@ -101,6 +101,9 @@ func (i *Installer) change(before, next pair, entry []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := i.swappable(next); err != nil {
+		return err
+	}
 	kubeletConfig, err := i.stageEntry(entry)
 	if err != nil {
 		return err
@@ -116,8 +119,10 @@ func (i *Installer) change(before, next pair, entry []byte) error {
 		}
 	}
 	// The directories were judged one by one; this is the whole way that the kubelet's calls go, with its links.
-	if err := trust.Executable(i.path(filepath.Join("current", program)), nil); err != nil {
-		return fmt.Errorf("use %s: %w", next.version, err)
+	for _, name := range names {
+		if err := trust.Executable(filepath.Join(i.binDir(), name), nil); err != nil {
+			return fmt.Errorf("use %s: %w", next.version, err)
+		}
 	}
 	if next.config != "" {
 		if err := trust.File(i.path("config")); err != nil {
@@ -125,7 +130,13 @@ func (i *Installer) change(before, next pair, entry []byte) error {
 		}
 	}
 	// Last, since the kubelet that runs has read the one before anyhow, and one that starts now is not to have arguments that the program before may not know.
-	return i.commitEntry(kubeletConfig)
+	if err := i.commitEntry(kubeletConfig); err != nil || entry == nil {
+		return err
+	}
+	if err := trust.File(i.kubeletConfig()); err != nil {
+		return fmt.Errorf("use the kubelet's configuration: %w", err)
+	}
+	return nil
 }
 
 func (i *Installer) path(name string) string { return filepath.Join(i.Dir, name) }

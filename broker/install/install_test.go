@@ -262,6 +262,30 @@ func TestWhatDiffersIsRepairedAndSaid(t *testing.T) {
 	}
 }
 
+// TestTheKubeletsConfigurationIsMadeAnewIfOthersCanWriteIt has nobody restart a kubelet for it if what it says is right.
+func TestTheKubeletsConfigurationIsMadeAnewIfOthersCanWriteIt(t *testing.T) {
+	for _, text := range []string{"", "more of somebody\n"} {
+		var log bytes.Buffer
+		dir := host(t)
+		i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), &log)
+		apply(t, i)
+		path := i.kubeletConfig()
+		want := content(t, path)
+		put(t, path, want+text)
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		log.Reset()
+		apply(t, i)
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o644 || content(t, path) != want {
+			t.Errorf("it has the mode %v, %v, and says %s", info.Mode(), err, content(t, path))
+		}
+		if said := log.String(); !strings.Contains(said, "msg=repaired file="+path) || !strings.Contains(said, "chmod") || strings.Contains(said, "restart it") != (text != "") {
+			t.Errorf("with %q added, the log says %s", text, said)
+		}
+	}
+}
+
 func TestADamagedImageIsNotInstalled(t *testing.T) {
 	dir := host(t)
 	config := configMap(t, "fine")
@@ -823,6 +847,8 @@ func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
 		"a kubelet's configuration of somebody else's": func(t *testing.T, i *Installer) {
 			put(t, i.kubeletConfig(), "theirs")
 		},
+		"a directory where the version's link was":       func(t *testing.T, i *Installer) { inPlaceOf(t, i, "current") },
+		"a directory where the configuration's link was": func(t *testing.T, i *Installer) { inPlaceOf(t, i, "config") },
 		"an entry that is none": func(_ *testing.T, i *Installer) {
 			i.Run = func(ctx context.Context, program string, args ...string) (stdout, stderr []byte, err error) {
 				stdout, stderr, err = fake(ctx, program, args...)
@@ -842,6 +868,18 @@ func TestWhatTheKubeletNeedsIsReadyBeforeAnythingIsSwapped(t *testing.T) {
 			}
 			noLeftovers(t, i.Dir)
 		})
+	}
+}
+
+// inPlaceOf has what the link leads to stand where the link was.
+func inPlaceOf(t *testing.T, i *Installer, link string) {
+	t.Helper()
+	to, err := filepath.EvalSymlinks(i.path(link))
+	if err == nil {
+		err = errors.Join(os.Remove(i.path(link)), os.Rename(to, i.path(link)))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/credential-broker/credential-broker/proto/trust"
 )
 
 // TestWhatIsNoFileIsNotWaitedFor has a pipe where the kubelet's configuration was: who opens one waits for a writer.
@@ -22,13 +24,19 @@ func TestWhatIsNoFileIsNotWaitedFor(t *testing.T) {
 	if err := syscall.Mkfifo(i.KubeletConfig, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	removed := make(chan error, 1)
-	go func() { removed <- i.Remove() }()
-	select {
-	case err := <-removed:
-		if err != nil || !strings.Contains(log.String(), "left alone") {
+	i.ConfigFrom = configMap(t, "fine")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody else's") {
+			t.Errorf("got %v", err)
+		}
+		if err := i.Remove(); err != nil || !strings.Contains(log.String(), "left alone") {
 			t.Errorf("got %v, %s", err, log.String())
 		}
+	}()
+	select {
+	case <-done:
 	case <-time.After(30 * time.Second):
 		t.Fatal("it waits")
 	}
@@ -39,9 +47,9 @@ func TestWhatSomebodyElseHasMadeIsRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("it needs root, to give a file to somebody else")
 	}
-	for _, name := range []string{"versions", "configs", "pairs", "bin", "in-use", "current", "config"} {
+	for _, name := range []string{"versions", "configs", "pairs", "bin", "in-use", "current", "config", "bin/credential-broker", "bin/credential-broker-sts.example"} {
 		dir := host(t)
-		i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), nil)
+		i := newInstaller(release(t, "one"), dir, configMap(t, "with an audience"), nil)
 		apply(t, i)
 		before := i.inUse()
 		if err := os.Lchown(filepath.Join(dir, name), 12345, 12345); err != nil {
@@ -50,7 +58,7 @@ func TestWhatSomebodyElseHasMadeIsRefused(t *testing.T) {
 		if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "owner uid 12345") || !strings.Contains(err.Error(), "chown") {
 			t.Errorf("%s: got %v", name, err)
 		}
-		if name == "current" || name == "config" {
+		if name == "current" || name == "config" || filepath.Dir(name) == "bin" {
 			continue
 		}
 		i.From = release(t, "two")
@@ -64,5 +72,30 @@ func TestWhatSomebodyElseHasMadeIsRefused(t *testing.T) {
 		if now := i.inUse(); err == nil || now != before {
 			t.Errorf("%s: %v is used instead of %v, and the error is %v", name, now, before, err)
 		}
+	}
+
+	// Nothing in the kubelet's configuration is worth keeping: it is made anew, unless it is the host's own.
+	var log bytes.Buffer
+	dir := host(t)
+	i := newInstaller(release(t, "one"), dir, configMap(t, "fine"), &log)
+	apply(t, i)
+	given := func() {
+		t.Helper()
+		if err := os.Chown(i.kubeletConfig(), 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+	}
+	given()
+	log.Reset()
+	apply(t, i)
+	if said := log.String(); trust.File(i.kubeletConfig()) != nil || !strings.Contains(said, "msg=repaired") || !strings.Contains(said, "owner uid 12345") {
+		t.Errorf("%v, and the log says %s", trust.File(i.kubeletConfig()), said)
+	}
+	put(t, i.kubeletConfig(), "the host's own")
+	i.ConfigFrom = ""
+	apply(t, i)
+	given()
+	if err := i.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "owner uid 12345") {
+		t.Errorf("the host's own: got %v", err)
 	}
 }

@@ -108,14 +108,30 @@ func (i *Installer) placePair(p pair) error {
 	return nil
 }
 
+// swappable refuses what is no link before the first of them is swapped, which would be half of a change.
+func (i *Installer) swappable(next pair) error {
+	_, err := i.target("in-use")
+	for _, l := range next.links() {
+		if err == nil {
+			_, err = i.target(l[0])
+		}
+	}
+	return err
+}
+
+// target is what the link has in it, empty if there is none.
+func (i *Installer) target(link string) (string, error) {
+	target, err := os.Readlink(i.path(link))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("swap the link to what is used: %w: move it away", err)
+	}
+	return target, nil
+}
+
 // swap has the link lead to target, in one step, if it does not yet.
 func (i *Installer) swap(link, target string) error {
-	before, err := os.Readlink(i.path(link))
-	switch {
-	case err == nil && before == target:
-		return nil
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("swap the link to what is used: %w: move it away", err)
+	if before, err := i.target(link); err != nil || before == target {
+		return err
 	}
 	if err := i.disk.link(target, i.path(link)); err != nil {
 		return fmt.Errorf("swap the link to what is used: %w", err)

@@ -1,7 +1,6 @@
 package install
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,17 +52,14 @@ func (i *Installer) Remove() error {
 	return nil
 }
 
-// ourEntry says whether the kubelet's configuration is there, and ours. What is no regular file is not opened: a directory that others can write may have anything under that name.
+// ourEntry says whether the kubelet's configuration is there, and ours; what is no regular file is not.
 func (i *Installer) ourEntry() (ours, there bool) {
 	info, err := os.Lstat(i.kubeletConfig())
 	if err != nil {
 		return false, false
 	}
-	if !info.Mode().IsRegular() {
-		return false, true
-	}
-	text, err := os.ReadFile(i.kubeletConfig())
-	return err == nil && bytes.HasPrefix(text, []byte(mark)), true
+	_, ours, err = i.readEntry()
+	return err == nil && ours && info.Mode().IsRegular(), true
 }
 
 // unlink removes the links that lead to our program, of entries that there are no more too.

@@ -269,66 +269,112 @@ func TestWhatSomebodyBuiltForThemselvesIsNoRelease(t *testing.T) {
 	}
 }
 
-// TestATagIsReleasedWithManifestsOfItsVersion runs the script in a repository that has little more than the manifests; a release that is not refused gets as far as building.
-func TestATagIsReleasedWithManifestsOfItsVersion(t *testing.T) {
+const chart, daemonSet = "examples/kubernetes/helm/credential-broker/Chart.yaml", "examples/kubernetes/kustomize/base/daemonset.yaml"
+
+// script is a repository that has little more than the script and the manifests.
+type script struct {
+	dir, stubs string // stubs are the programs in it, before those of $PATH
+	env        []string
+}
+
+// newScript has a go that answers what it is asked, and otherwise does what the stub says.
+func newScript(t *testing.T, stub string) *script {
+	t.Helper()
 	if runtime.GOOS == "windows" {
 		t.Skip("the script needs a shell")
 	}
-	dir := t.TempDir()
-	const chart, daemonSet = "examples/kubernetes/helm/credential-broker/Chart.yaml", "examples/kubernetes/kustomize/base/daemonset.yaml"
-	for _, name := range []string{"tools/release.sh", "tools/release/main.go", chart, daemonSet} {
-		content, err := os.ReadFile(filepath.Join("../..", name))
-		if err == nil {
-			err = os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755)
-		}
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name), content, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// Whoever builds says so, and fails.
-	stub := t.TempDir()
-	if err := os.WriteFile(filepath.Join(stub, "go"), []byte("#!/bin/sh\necho it builds\nexit 1\n"), 0o755); err != nil {
+	found, err := exec.LookPath("go")
+	if err != nil {
 		t.Fatal(err)
 	}
-	run := func(program string, args ...string) (string, error) {
-		cmd := exec.CommandContext(t.Context(), program, args...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "VERSION=1.2.3-rc.1+one", "COMMIT=abc", "PATH="+stub+string(filepath.ListSeparator)+os.Getenv("PATH"), "GIT_CONFIG_GLOBAL=/dev/null")
-		out, err := cmd.CombinedOutput()
-		return string(out), err
+	s := &script{dir: t.TempDir(), stubs: t.TempDir()}
+	for _, name := range []string{"tools/release.sh", "tools/release/main.go", chart, daemonSet} {
+		s.put(t, filepath.Join(s.dir, name), string(read(t, "../..", name)))
 	}
-	git := func(args ...string) {
-		t.Helper()
-		if out, err := run("git", append([]string{"-c", "user.name=a", "-c", "user.email=a@example.com"}, args...)...); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+	s.put(t, filepath.Join(s.stubs, "go"), "#!/bin/sh\n[ \"$1\" != env ] || exec '"+found+"' \"$@\"\n"+stub)
+	s.env = append(os.Environ(), "VERSION=1.2.3-rc.1+one", "COMMIT=abc", "MAKE=make", "PATH="+s.stubs+string(filepath.ListSeparator)+os.Getenv("PATH"), "GIT_CONFIG_GLOBAL=/dev/null")
+	return s
+}
+
+func (s *script) put(t *testing.T, path, content string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o755)); err != nil {
+		t.Fatal(err)
 	}
+}
+
+func (s *script) run(t *testing.T, program string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (s *script) git(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := s.run(t, "git", append([]string{"-c", "user.name=a", "-c", "user.email=a@example.com"}, args...)...); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestATagIsReleasedWithManifestsOfItsVersion has a release that is not refused get as far as building.
+func TestATagIsReleasedWithManifestsOfItsVersion(t *testing.T) {
+	s := newScript(t, "echo it builds\nexit 1\n")
 	release := func(want string) {
 		t.Helper()
-		if out, err := run("bash", "tools/release.sh"); err == nil || !strings.Contains(out, want) || strings.Contains(out, "it builds") != (want == "it builds") {
+		if out, err := s.run(t, "bash", "tools/release.sh"); err == nil || !strings.Contains(out, want) || strings.Contains(out, "it builds") != (want == "it builds") {
 			t.Errorf("%v: want %q: %s", err, want, out)
 		}
 	}
-	git("init", "-q")
-	git("add", ".")
-	git("commit", "-q", "-m", "one")
+	s.git(t, "init", "-q")
+	s.git(t, "add", ".")
+	s.git(t, "commit", "-q", "-m", "one")
 	release("it builds") // of no tag: of no version that anybody installs by its name
-	git("tag", "v1.2.3-rc.1+one")
+	s.git(t, "tag", "v1.2.3-rc.1+one")
 	release(daemonSet + " has no line:         image: ghcr.io/credential-broker/credential-broker:1.2.3-rc.1-one")
-	if out, err := run("bash", "tools/release.sh", "--prepare", "v1"); err == nil || !strings.Contains(out, "say which version") {
+	if out, err := s.run(t, "bash", "tools/release.sh", "--prepare", "v1"); err == nil || !strings.Contains(out, "say which version") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if out, err := run("bash", "tools/release.sh", "--prepare", "1.2.3-rc.1+one"); err != nil || !strings.Contains(out, "2 files changed") {
+	if out, err := s.run(t, "bash", "tools/release.sh", "--prepare", "1.2.3-rc.1+one"); err != nil || !strings.Contains(out, "2 files changed") {
 		t.Errorf("%v: %s", err, out)
 	}
-	git("commit", "-q", "-a", "-m", "two")
-	git("tag", "-f", "v1.2.3-rc.1+one")
+	s.git(t, "commit", "-q", "-a", "-m", "two")
+	s.git(t, "tag", "-f", "v1.2.3-rc.1+one")
 	release("it builds")
-	git("rm", "-q", "--cached", "tools/release/main.go")
+	s.git(t, "rm", "-q", "--cached", "tools/release/main.go")
 	release("commit it, or put it away")
+}
+
+// TestWhatAMachineIsSetToIsNotInARelease has whatever the script calls say what it was given.
+func TestWhatAMachineIsSetToIsNotInARelease(t *testing.T) {
+	s := newScript(t, "printf '#!/bin/sh\\n' >\"$4\"; chmod +x \"$4\"\n")
+	s.put(t, filepath.Join(s.dir, "tools/package/pages.sh"), "#!/bin/sh\nmkdir -p \"$1/man\"\nfor f in man/a.8 completion.bash completion.zsh completion.fish; do : >\"$1/$f\"; done\n")
+	s.put(t, filepath.Join(s.stubs, "make"), `#!/bin/sh
+echo "$1:" $(go env GOFLAGS GOPROXY) "$GO_EXTLINK_ENABLED ${ARCH-} ${DIST-} ${IMAGE_PLATFORMS-} ${GOCOMPILEDEBUG-} ${MAKEFILES-}."
+`)
+	s.git(t, "init", "-q")
+	s.git(t, "add", ".")
+	s.git(t, "commit", "-q", "-m", "one")
+	file := filepath.Join(t.TempDir(), "env")
+	s.env = append(s.env, "PLATFORMS=plan9/amd64", "GOENV="+file, "GOPROXY=")
+	for _, flags := range []string{"", "-tags=mine"} { // Go reads the file where the environment says nothing
+		s.put(t, file, "GOFLAGS=-overlay=/mine.json\nGO_EXTLINK_ENABLED=1\nGOPROXY=https://proxy.example\n")
+		s.env = append(s.env, "GOFLAGS="+flags, "GO_EXTLINK_ENABLED=1", "ARCH=amd64", "DIST=mine", "IMAGE_PLATFORMS=linux/amd64", "GOCOMPILEDEBUG=wb=0", "MAKEFILES=mine.mk")
+		out, err := s.run(t, "bash", "tools/release.sh")
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, target := range []string{"build", "packages", "image"} {
+			if want := target + ": -buildvcs=false https://proxy.example 0     .\n"; !strings.Contains(out, want) {
+				t.Errorf("no %q: %s", want, out)
+			}
+		}
+	}
+	s.put(t, file, "GOEXPERIMENT=arenas\n")
+	if out, err := s.run(t, "bash", "tools/release.sh"); err == nil || !strings.Contains(out, "takes back arenas") || strings.Contains(out, "build:") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 func TestWhoeverHasVariablesOfMakesOfTheirOwnMakesNoRelease(t *testing.T) {
