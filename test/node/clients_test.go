@@ -49,13 +49,8 @@ func (u *user) run(t *testing.T, variables []string, program string, args ...str
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	command := exec.CommandContext(ctx, program, args...)
-	command.Env = append(u.env(), "DOCKER_CONFIG="+u.path(".docker"), "CREDENTIAL_BROKER_CONFIG="+u.Config)
-	for i, variable := range command.Env {
-		if path, is := strings.CutPrefix(variable, "PATH="); is {
-			command.Env[i] = "PATH=" + u.Libexec + ":" + path
-		}
-	}
-	command.Env = append(command.Env, variables...)
+	// Nothing else in PATH: the machine may have a helper of this name installed, which would answer in the place of the node's.
+	command.Env = append(u.env(), append([]string{"PATH=" + u.Libexec, "DOCKER_CONFIG=" + u.path(".docker"), "CREDENTIAL_BROKER_CONFIG=" + u.Config}, variables...)...)
 	output, err := command.CombinedOutput()
 	if bytes.Contains(output, []byte(u.password)) {
 		t.Errorf("%s shows the password", filepath.Base(program))
@@ -124,10 +119,10 @@ func TestStandaloneCrictlPullsWithWhatDockerCredentialBrokerAnswers(t *testing.T
 	if printed, err = run([]string{"CRICTL_CREDS=" + login.Username + ":" + login.Secret}, "pull", image); err != nil {
 		t.Fatalf("crictl pull: %v\n%s", err, printed)
 	}
-	t.Logf("crictl pull: %s", printed)
 	if !there() {
 		t.Error("the image is not there after it was pulled")
 	}
+	t.Logf("with the helper's answer: crictl has pulled %s", image)
 }
 
 // BuildKit's client asks the helper, by docker's library, and its daemon pulls into the node's containerd. Both ways to name the helper are tried.
