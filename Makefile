@@ -69,7 +69,7 @@ vault-server: ## Build the real Vault server that tests run (10 to 20 minutes th
 kubelet-versions: build ## Run the built broker with the oldest supported kubelet's code (3 to 9 minutes to compile the first time)
 	@MODULES=test/kubelet/oldest PKGS=. tools/test.sh
 
-node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 20 minutes, and 15 more the first time; SCENARIOS=standalone needs no API server)
+node-test: build ## Run real nodes: kubelet, API server, containerd (root and Debian; 20 minutes, and 25 more the first time; SCENARIOS=standalone needs no API server)
 	@tools/node-test.sh '$(SCENARIOS)'
 
 race: build ## Run the tests under the race detector, save those of programs that it does not see into (MODULES=, PKGS=)

@@ -3,10 +3,11 @@
 # run here is named by "NOT RUN: why".
 set -euo pipefail
 cd "$(dirname "$0")/.."
+programs=(kubelet crictl buildctl buildkitd)
 case ${1:-} in
-  '') programs=(kubelet kube-apiserver) pattern=. ;;
-  standalone) programs=(kubelet) pattern=^TestStandalone ;;
-  *) programs=(kubelet kube-apiserver) pattern=$1 ;;
+  '') programs+=(kube-apiserver) pattern=. ;;
+  standalone) pattern=^TestStandalone ;;
+  *) programs+=(kube-apiserver) pattern=$1 ;;
 esac
 if [ "$(uname -s)" != Linux ]; then
   echo "NOT RUN: a node needs Linux" >&2
@@ -15,7 +16,7 @@ elif [ "$(id -u)" -ne 0 ]; then
   echo "NOT RUN: a node needs root: run make node-test as root" >&2
   exit 1
 fi
-echo "a node of real parts: 15 to 25 minutes for all scenarios, and up to 15 more the first time, when ${programs[*]} are compiled"
+echo "a node of real parts: 15 to 25 minutes for all scenarios, and up to 25 more the first time, when ${programs[*]} are compiled"
 tools/node-packages.sh
 cd test/node
 go run ./build "${programs[@]}"

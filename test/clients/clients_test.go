@@ -39,11 +39,15 @@ func run(m *testing.M) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	bin = dir
-	for out, pkg := range map[string]string{"credential-broker": "./cmd/credential-broker", "backends/credential-backend-exec": "./cmd/credential-backend-exec"} {
-		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, out), pkg)
-		build.Dir, build.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+	for _, program := range []struct{ out, module, pkg string }{
+		{"credential-broker", "../..", "./cmd/credential-broker"},
+		{"backends/credential-backend-exec", "../..", "./cmd/credential-backend-exec"},
+		{"crane", ".", "github.com/google/go-containerregistry/cmd/crane"}, // a tool of this module's
+	} {
+		build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, program.out), program.pkg)
+		build.Dir, build.Env = program.module, append(os.Environ(), "CGO_ENABLED=0")
 		if output, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, output)
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", program.pkg, err, output)
 			return 1
 		}
 	}
@@ -164,6 +168,14 @@ var clients = []client{
 		t.Helper()
 		_, err := remote.Get(s.reference(t), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithContext(ctx))
 		return err
+	}},
+	{name: "crane", helpers: true, store: true, paths: true, pull: func(ctx context.Context, t *testing.T, s *site) error {
+		t.Helper()
+		out, err := exec.CommandContext(ctx, filepath.Join(bin, "crane"), "pull", s.host+"/team/app:1", filepath.Join(t.TempDir(), "app.tar")).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
 	}},
 	{name: "docker's library", helpers: true, store: true, pull: func(ctx context.Context, t *testing.T, s *site) error {
 		t.Helper()

@@ -1,4 +1,4 @@
-// Program build builds those programs of Kubernetes that are named as arguments, unless this machine has them, and prints where they are. `make node-test` runs it before the tests, whose time limit
+// Program build builds those programs of Kubernetes, and clients of the node's containerd, that are named as arguments, unless this machine has them, and prints where they are. `make node-test` runs it before the tests, whose time limit
 // knows nothing of compiling.
 package main
 

@@ -1,6 +1,6 @@
 //go:build !linux
 
-// Program build builds programs of Kubernetes for a node, on Linux only.
+// Program build builds programs for a node, on Linux only.
 package main
 
 import (
