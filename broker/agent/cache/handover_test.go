@@ -80,10 +80,10 @@ func TestARenewalUnderWayIsHandedOver(t *testing.T) {
 		}
 		next := New(Options{Source: m})
 		defer next.Close(t.Context())
+		before := m.count() // it may renew before Import is back
 		if n, err := next.Import(&pipe, []*config.Provider{p}); n != 1 || err != nil {
 			t.Fatalf("%d taken over, %v", n, err)
 		}
-		before := m.count()
 		pass(time.Second)
 		if m.count() != before+1 {
 			t.Error("the successor does not renew")
