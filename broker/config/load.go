@@ -86,6 +86,15 @@ func Inspect(paths ...string) (*Config, Problems) {
 	return l.finish()
 }
 
+// Files are those that Load would read of a path, in that order.
+func Files(path string) ([]string, error) {
+	files, problem := filesOf(path)
+	if problem != nil {
+		return nil, problem
+	}
+	return files, nil
+}
+
 // filesOf is the file itself, or the configuration files of a directory, chosen and ordered as the kubelet chooses and orders its own.
 func filesOf(path string) ([]string, *Problem) {
 	info, err := os.Stat(path)

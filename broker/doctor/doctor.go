@@ -125,6 +125,7 @@ type examination struct {
 
 	kubelet      *Process // nil: it does not run, or cannot be seen
 	noneRuns     bool     // no kubelet does
+	installed    bool     // the DaemonSet keeps the entries
 	settings     flagFiles
 	flags        flags
 	version      string
@@ -146,6 +147,7 @@ func Examine(ctx context.Context, o Options) []Finding {
 	e := &examination{Options: o, files: map[string]string{}}
 	e.findKubelet()
 	e.findFlags()
+	e.installed = e.isInstalled()
 	e.findVersion(ctx)
 	e.readKubeletConfig()
 	e.lookAtBinDir()

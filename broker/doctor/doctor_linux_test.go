@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/credential-broker/credential-broker/broker/config"
+	"github.com/credential-broker/credential-broker/broker/kubelet"
 )
 
 const (
@@ -583,6 +584,35 @@ func TestFirstOfAllIsWhatToMend(t *testing.T) {
 	}
 }
 
+// A reader of a mounted directory would follow links in it into this system's own files.
+func TestLinksInDirectoriesOfAMountedNodeAreNotRead(t *testing.T) {
+	for what, dir := range map[string]string{whatConfig: "/etc/credential-broker/config.d", whatKubeConfig: "/etc/kubernetes/providers.yaml"} {
+		n := healthy(t)
+		n.options.Mounted = true
+		n.write("/srv/file.yaml", "mistake")
+		if what == whatConfig {
+			n.remove("/etc/credential-broker/config.yaml")
+		} else {
+			n.remove(dir)
+		}
+		n.link("/srv/file.yaml", dir+"/a.yaml")
+		n.run(kubeletFlags)
+		if text := all(n.examine()); !strings.Contains(text, "unknown "+what+": "+dir+"/a.yaml is a symbolic link") {
+			t.Errorf("got\n%s", text)
+		}
+	}
+}
+
+func TestNoFileThatAKubeletNamesIsWaitedFor(t *testing.T) {
+	n := healthy(t)
+	n.withTokens()
+	n.pipe("/etc/pipe")
+	n.run(kubeletFlags + " --config=/etc/pipe")
+	if findings := n.examine(); Problems(findings) != 0 {
+		t.Errorf("got\n%s", all(findings))
+	}
+}
+
 func TestAFirstProviderForTokensTakesNothingFromTheOthers(t *testing.T) {
 	n := healthy(t)
 	n.withTokens()
@@ -631,7 +661,7 @@ func TestWhatADaemonSetInstalledItsPodMends(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			n := healthy(t)
-			entries := "# Written by credential-broker-installer, which writes it anew when it changes.\n" + entries
+			entries := kubelet.InstallerMark + "\n" + entries
 			n.write("/etc/kubernetes/providers.yaml", entries)
 			test.harm(n, entries)
 			findings := n.examine()

@@ -3,7 +3,6 @@ package doctor
 import (
 	"bytes"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -115,7 +114,7 @@ func (e *examination) readConfiguration(backendDir string) {
 		if e.leadsAway(whatConfig, path, info) {
 			return
 		}
-		if err := e.trustedConfiguration(path, info); err != nil { // before it is read, and told of
+		if err := e.trustedConfiguration(path); err != nil { // before it is read, and told of
 			e.failure(whatConfig, "", err)
 			return
 		}
@@ -127,16 +126,11 @@ func (e *examination) readConfiguration(backendDir string) {
 		p.File, p.Message = e.Node.inside(p.File), message
 		e.wrong(whatConfig, remedy, "%s", p.Error())
 	}
-	sound := len(problems) == 0
 	sources := make([]string, len(cfg.Sources))
 	for i, source := range cfg.Sources {
 		sources[i] = e.Node.inside(source)
-		if err := e.Node.trusted(sources[i]); err != nil && sound {
-			sound = false
-			e.failure(whatConfig, "", err)
-		}
 	}
-	if !sound {
+	if len(problems) > 0 {
 		return
 	}
 	e.ownBackendDir = cfg.BackendDir
@@ -162,19 +156,16 @@ func (e *examination) readConfiguration(backendDir string) {
 }
 
 // trustedConfiguration says whether a configuration, a file or a directory of them, is in the right hands.
-func (e *examination) trustedConfiguration(path string, info fs.FileInfo) error {
-	if err := e.Node.trusted(path); err != nil || !info.IsDir() {
+func (e *examination) trustedConfiguration(path string) error {
+	if err := e.Node.trusted(path); err != nil {
 		return err
 	}
-	entries, err := e.Node.readDir(path)
+	files, err := config.Files(e.Node.outside(path))
 	if err != nil {
 		return err
 	}
-	for _, entry := range entries {
-		if !slices.Contains([]string{".json", ".yaml", ".yml"}, filepath.Ext(entry.Name())) {
-			continue
-		}
-		if err := e.Node.trusted(filepath.Join(path, entry.Name())); err != nil {
+	for _, file := range files {
+		if err := e.Node.trusted(e.Node.inside(file)); err != nil {
 			return err
 		}
 	}
@@ -184,7 +175,7 @@ func (e *examination) trustedConfiguration(path string, info fs.FileInfo) error 
 // lookAtPrograms looks at the files that the entries' names lead to, and finds where the backends are.
 func (e *examination) lookAtPrograms() {
 	link := "credential-broker kubelet-config " + e.configFlag() + "--link --bin-dir " + quote(e.flags.binDir)
-	if e.isInstalled() {
+	if e.installed {
 		link = installAgain
 	}
 	switch {
@@ -208,11 +199,8 @@ func (e *examination) lookAtPrograms() {
 	}
 }
 
-// What the DaemonSet's installer has written begins so (broker/install). It takes a file that does not for somebody else's, and a link of another's making would stay with one version: its pod puts both right.
-const (
-	installMark  = "# Written by credential-broker-installer"
-	installAgain = "have the DaemonSet's pod on this node made anew (kubectl -n NAMESPACE delete pod POD), which puts it right"
-)
+// installAgain has what the DaemonSet's installer keeps put right: it takes a file that it has not written for somebody else's, and a link of another's making would stay with one version.
+const installAgain = "have the DaemonSet's pod on this node made anew (kubectl -n NAMESPACE delete pod POD), which puts it right"
 
 // isInstalled says whether the DaemonSet keeps the entries here: by its mark, or by where the links in the bin directory lead.
 func (e *examination) isInstalled() bool {
@@ -224,9 +212,12 @@ func (e *examination) isInstalled() bool {
 		}
 	}
 	for _, source := range sources {
-		if data, err := e.Node.readFile(source); err == nil && bytes.HasPrefix(data, []byte(installMark)) {
+		if data, err := e.Node.readFile(source); err == nil && bytes.HasPrefix(data, []byte(kubelet.InstallerMark)) {
 			return true
 		}
+	}
+	if e.flags.binDir == "" {
+		return false
 	}
 	target, err := e.Node.readLink(filepath.Join(e.flags.binDir, kubelet.EntryName("")))
 	return err == nil && filepath.Base(filepath.Dir(target)) == "current" && e.Node.exists(filepath.Join(filepath.Dir(filepath.Dir(target)), "in-use"))
@@ -262,7 +253,7 @@ func (e *examination) lookAtProgram(path, link string) {
 		e.ok(whatProgram, "%s: this program, version %s", leads, e.Version)
 	case same == asCopy:
 		e.note(whatProgram, "", "%s is a copy of this program: a new version has to be copied there too", leads)
-	case e.isInstalled():
+	case e.installed:
 		e.note(whatProgram, quote(file)+" doctor", "%s is the DaemonSet's, and another program, or version, than this one (%s, version %s), which judges here", leads, e.Node.inside(e.Self), e.Version)
 	case file == path:
 		e.wrong(whatProgram, "install this version there, with its backends, or look with "+quote(path)+" doctor, which is what the kubelet runs",
@@ -396,7 +387,7 @@ func audienceOf(p kubelet.CredentialProvider) string {
 // printed is the command that mends an entry: the links that are missing, since a kubelet does not start with an entry whose program is not there; then the whole file, in one step, if all of it is ours.
 // File is where the entry stands; empty: nowhere yet.
 func (e *examination) printed(name, file string) string {
-	if e.isInstalled() {
+	if e.installed {
 		return installAgain + "; then " + e.restart()
 	}
 	again := "credential-broker kubelet-config " + e.entryFlags()

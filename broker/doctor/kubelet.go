@@ -323,7 +323,7 @@ func (e *examination) readKubeletConfig() {
 	path := e.flags.config
 	write := "credential-broker kubelet-config >" + quote(path)
 	correct := "correct it, or print it anew: " + write
-	if e.isInstalled() {
+	if e.installed {
 		write, correct = installAgain, installAgain
 	}
 	info, err := e.Node.stat(path)

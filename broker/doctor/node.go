@@ -21,9 +21,6 @@ type Node struct {
 	Root string
 }
 
-// maxLinks is the kernel's own limit (path_resolution(7)).
-const maxLinks = 40
-
 // outside is where this process finds a path of the node's.
 func (n Node) outside(path string) string {
 	if n.Root == "" {
@@ -60,38 +57,7 @@ func (n Node) reword(text string) string {
 }
 
 // follow gives the node's path without symbolic links.
-func (n Node) follow(path string) (string, error) {
-	if n.Root == "" {
-		return filepath.EvalSymlinks(path)
-	}
-	at, links := "/", 0
-	todo := strings.Split(filepath.ToSlash(path), "/")
-	for len(todo) > 0 {
-		var name string
-		name, todo = todo[0], todo[1:]
-		next := filepath.Join(at, name) // at "/", ".." stays there
-		info, err := os.Lstat(filepath.Join(n.Root, next))
-		if err != nil {
-			return "", err
-		}
-		if info.Mode()&fs.ModeSymlink == 0 {
-			at = next
-			continue
-		}
-		if links++; links > maxLinks {
-			return "", &fs.PathError{Op: "open", Path: path, Err: errors.New("too many symbolic links")}
-		}
-		target, err := os.Readlink(filepath.Join(n.Root, next))
-		if err != nil {
-			return "", err
-		}
-		if filepath.IsAbs(target) {
-			at = "/"
-		}
-		todo = append(strings.Split(target, "/"), todo...)
-	}
-	return at, nil
-}
+func (n Node) follow(path string) (string, error) { return trust.Resolve(n.Root, path) }
 
 func (n Node) stat(path string) (fs.FileInfo, error) { return os.Stat(n.outside(path)) }
 

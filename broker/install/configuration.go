@@ -19,7 +19,7 @@ import (
 )
 
 // mark is the first line of the kubelet's configuration as we write it: nobody else's file is overwritten, or removed.
-const mark = "# Written by credential-broker-installer, which writes it anew when it changes. The kubelet reads it when it starts.\n"
+const mark = kubelet.InstallerMark + ", which writes it anew when it changes. The kubelet reads it when it starts.\n"
 
 // configuration is the files of a configuration, as they were at one moment.
 type configuration struct {

@@ -100,6 +100,9 @@ func ReadConfig(path string) (*CredentialProviderConfig, error) {
 	return all, nil
 }
 
+// InstallerMark begins a configuration that the DaemonSet's installer has written, and keeps as it should be.
+const InstallerMark = "# Written by credential-broker-installer"
+
 func configFiles(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir) // sorted by name
 	if err != nil {

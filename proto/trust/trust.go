@@ -53,8 +53,24 @@ func File(path string) error { return FileIn("", path) }
 // FileIn is File for the file system that is mounted at root, as if that were "/": symbolic links do not lead out of it, and the directories above it are not judged. Path, which is absolute, and
 // the paths in an *Error are those within; an empty root is this system's.
 func FileIn(root, path string) error {
-	_, _, err := follow(root, path)
+	_, _, err := follow(root, path, judge, judgeOwner)
 	return err
+}
+
+// Resolve gives the path without symbolic links, which are followed as FileIn does; nothing is judged.
+func Resolve(root, path string) (string, error) {
+	element := func(string, string, fs.FileInfo, bool) error { return nil }
+	link := func(string, string, fs.FileInfo) error { return nil }
+	_, file, err := follow(root, path, element, link)
+	return inside(root, file), err
+}
+
+// inside is the path within root of one of this process's; an empty root is this system's.
+func inside(root, path string) string {
+	if root == "" || path == "" {
+		return path
+	}
+	return filepath.Clean(string(filepath.Separator) + strings.TrimPrefix(path, filepath.Clean(root)))
 }
 
 // Executable is File for a program: it must also be a regular file that may be executed and, where digests are given, have one of these SHA-256 digests
@@ -63,7 +79,7 @@ func Executable(path string, digests []string) error { return ExecutableIn("", p
 
 // ExecutableIn is Executable for the file system that is mounted at root, as FileIn is File.
 func ExecutableIn(root, path string, digests []string) error {
-	info, file, err := follow(root, path)
+	info, file, err := follow(root, path, judge, judgeOwner)
 	if err != nil {
 		return err
 	}
@@ -105,8 +121,10 @@ func digest(path string) (string, error) {
 // maxLinks is how many symbolic links one path may pass through: the kernel's own limit (path_resolution(7)).
 const maxLinks = 40
 
-// follow walks path as the kernel would below root, has every element on the way judged, and returns what is at the end, and where that is for this process.
-func follow(within, path string) (info fs.FileInfo, file string, err error) {
+// follow walks path as the kernel would below the root, has every element on the way judged, and returns what is at the end, and where that is for this process.
+func follow(
+	within, path string, element func(path, at string, info fs.FileInfo, last bool) error, link func(path, at string, info fs.FileInfo) error,
+) (info fs.FileInfo, file string, err error) {
 	if path == "" {
 		return nil, "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 	}
@@ -121,12 +139,8 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 	}
 	volume := filepath.VolumeName(rest)
 	root := volume + string(filepath.Separator)
-	inside := func(at string) string { return at }
 	if within != "" {
 		root = filepath.Clean(within)
-		inside = func(at string) string {
-			return filepath.Clean(string(filepath.Separator) + strings.TrimPrefix(at, root))
-		}
 	}
 	lstat := func(at string) (fs.FileInfo, error) {
 		if at == root { // which may be a link of the kernel's, /proc/PID/root
@@ -141,14 +155,14 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 	todo := elements(rest[len(volume):])
 	for {
 		last := len(todo) == 0
-		if err := judge(path, inside(at), info, last); err != nil {
+		if err := element(path, inside(within, at), info, last); err != nil {
 			return nil, "", err
 		}
 		if last {
 			return info, at, nil
 		}
 		if !info.IsDir() {
-			return nil, "", &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is not a directory", inside(at))}
+			return nil, "", &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is not a directory", inside(within, at))}
 		}
 		var name string
 		name, todo = todo[0], todo[1:]
@@ -170,7 +184,7 @@ func follow(within, path string) (info fs.FileInfo, file string, err error) {
 			at = next
 			continue
 		}
-		if err := judgeOwner(path, inside(next), info); err != nil {
+		if err := link(path, inside(within, next), info); err != nil {
 			return nil, "", err
 		}
 		if links++; links > maxLinks {

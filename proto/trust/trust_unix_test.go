@@ -375,6 +375,15 @@ func TestFileInARootLooksNowhereElse(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
+	for path, want := range map[string]string{"/absolute": "/bin/program", "/bin/upwards": "/bin/program", "/loose/link": "/bin/program", "/": "/", "/../bin": "/bin"} {
+		if got, err := Resolve(root, path); got != want || err != nil {
+			t.Errorf("%s leads to %s, %v; want %s", path, got, err, want)
+		}
+	}
+	symlink(t, "/round", filepath.Join(root, "round"))
+	if _, err := Resolve(root, "/round"); err == nil {
+		t.Error("a link to itself leads somewhere")
+	}
 	err := FileIn(root, "/loose/link")
 	found, ok := errors.AsType[*Error](err)
 	if !ok || found.Path != "/loose/link" || found.Element != "/loose" || found.Remedy != "chmod go-w /loose" && found.Remedy != "chmod o-w /loose" {
